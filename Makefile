@@ -15,7 +15,8 @@ ALLOCATIONS ?= 1000000
 COUNTERS ?= 100000000
 
 .DEFAULT_GOAL := help
-.PHONY: adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop interop-meter handbook
+.PHONY: site-keys-drill adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +64,12 @@ breaks: build ## A stream of 200 messages, broken at each of them in each manner
 proto: ## Write proto/src/generated anew, after a change of a .proto file
 	$(CARGO) run --quiet --locked --manifest-path proto/generate/Cargo.toml
 
+KEYS ?= 100000
+KILLS ?= 100
+site-keys-drill: ## Rotate block secrets over KEYS meters while the server is killed KILLS times
+	$(CARGO) build --locked --workspace --bins
+	SITE_KEYS_KEYS=$(KEYS) SITE_KEYS_KILLS=$(KILLS) $(CARGO) nextest run --locked --workspace --test site_keys --no-capture
+
 fuzz: ## Fuzz the APDU parser, FUZZ_SECONDS (60) a target; wants cargo-fuzz and a nightly compiler
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \
 	  echo "cargo-fuzz is missing: installing it with cargo"; $(CARGO) install cargo-fuzz --locked; }
@@ -83,6 +90,9 @@ test-deploy: ## Try deploy/: the unit's exposure, account, firewall, PostgreSQL'
 
 interop: build ## The Python client against a server; python3, and PyPI once
 	@scripts/test-interop.sh
+
+interop-meter: ## Two other stacks change the simulated meter's keys; python3, and PyPI once
+	@CARGO="$(CARGO)" scripts/test-interop-meter.sh
 
 adversary: build ## A game against a writer of the database: MOVES (2000) at random by SEED (1), each database
 	@MOVES=$(MOVES) SEED=$(SEED) $(CARGO) test --package softhsm-tests --test adversary -- \

@@ -9,6 +9,7 @@
 //! | [`echo`] | the bound below the wire: a server that sends the same bytes back |
 //! | [`load`] | clients: streams, batches, single calls at a given rate |
 //! | [`sealed`], [`token`] | sealed imports, beside a token that only unwraps and wraps |
+//! | [`making`] | keys made for meters, beside a token that does the same and nothing else |
 //! | [`measure`], [`process`] | medians of alternating rounds; what a process has used |
 //! | [`report`] | all figures in one table |
 //! | [`beside`] | two builds of the service under the same load |
@@ -26,6 +27,7 @@ pub mod fleet;
 pub mod home;
 pub mod in_process;
 pub mod load;
+pub mod making;
 pub mod measure;
 pub mod on_the_wire;
 pub mod process;

@@ -29,6 +29,7 @@ use crate::request_id::RequestId;
 use crate::role::{self, PromoteOptions, Promoted, SiteStanding};
 use crate::rotation::Rotation;
 use crate::site::{self, SiteStatus};
+use crate::site_keys::{self, BlockSecretRotation};
 use crate::sites::Errand;
 use crate::stubs;
 use crate::syncing::{self, SyncOptions, SyncProgress};
@@ -295,6 +296,17 @@ impl KmsClient {
         from: &[u8],
     ) -> Result<(u32, Replicated), CallError> {
         divergence::forget_list(&self.transport, [authority, number, from]).await
+    }
+
+    /// Has the secrets of all blocks rotated, or says how far the rotation is that is under way. Asked of the site that
+    /// writes.
+    pub async fn rotate_block_secrets(&self) -> Result<BlockSecretRotation, CallError> {
+        site_keys::rotate(&self.transport).await
+    }
+
+    /// How far the last rotation of block secrets is.
+    pub async fn block_secret_rotation(&self) -> Result<BlockSecretRotation, CallError> {
+        site_keys::look(&self.transport).await
     }
 
     /// Has a site brought in step with the primary and proved so. The last message says `done`; where the stream

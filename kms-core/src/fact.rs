@@ -11,6 +11,10 @@ use crate::{
     codec::{BadEncoding, Reader, put_bytes},
 };
 
+mod secrets;
+
+pub use secrets::{BlockSecrets, SecretStage, SecretsWish};
+
 /// Files that one block remembers. No record goes away, and whatever grows has a bound: over the 4,096 blocks of a
 /// domain that is room for two million.
 pub const FILES_A_BLOCK: usize = 512;
@@ -33,6 +37,10 @@ impl FactName {
     pub const FILE: u8 = 3;
     /// The kind of revocation lists.
     pub const LIST: u8 = 4;
+    /// The kind of block secrets.
+    pub const SECRETS: u8 = 5;
+    /// The kind of wishes for their rotation.
+    pub const WISH: u8 = 6;
 
     /// The name of a sealed import file. The signer is a part of it, so that none can take another one's number away.
     pub fn of_file(signer: &[u8; 32], file_id: &[u8; 16]) -> Self {
@@ -44,6 +52,16 @@ impl FactName {
     pub fn of_list(authority: &[u8; 32]) -> Self {
         let hash = Sha256::new().chain_update(b"ami.kms/list/1").chain_update(authority);
         Self::of(Self::LIST, hash.finalize().into())
+    }
+
+    /// The name of a block's secrets, which leads to that block.
+    pub fn of_secrets(block: BlockNo, blocks: BlockCount) -> Self {
+        Self { kind: Self::SECRETS, name: secrets::name_of(block, blocks) }
+    }
+
+    /// The name of the one wish that a domain has.
+    pub fn of_wish() -> Self {
+        Self { kind: Self::WISH, name: *b"ami.kms/rotate-block-secrets/1" }
     }
 
     fn of(kind: u8, hash: [u8; 32]) -> Self {
@@ -112,6 +130,10 @@ pub enum Fact {
     File(AcceptedFile),
     /// A revocation list that was used.
     List(NewestList),
+    /// The secrets of one block.
+    Secrets(BlockSecrets),
+    /// That all of these are to be rotated.
+    Wish(SecretsWish),
 }
 
 impl Fact {
@@ -120,6 +142,10 @@ impl Fact {
         match self {
             Self::File(AcceptedFile { signer, file_id, .. }) => FactName::of_file(signer, file_id),
             Self::List(NewestList { authority, .. }) => FactName::of_list(authority),
+            Self::Secrets(BlockSecrets { block, blocks, .. }) => {
+                FactName::of_secrets(*block, *blocks)
+            }
+            Self::Wish(_) => FactName::of_wish(),
         }
     }
 
@@ -134,7 +160,9 @@ impl Fact {
                 let order = |file: &AcceptedFile| (file.taken_ms, file.header, file.sealed_ms);
                 Self::File(if order(b) < order(a) { *b } else { *a })
             }
-            (Self::File(_) | Self::List(_), _) => self.clone(),
+            (Self::Wish(a), Self::Wish(b)) if b.generation > a.generation => Self::Wish(*b),
+            // A block is under the secret that it is under: another site's is no news of it.
+            (Self::File(_) | Self::List(_) | Self::Secrets(_) | Self::Wish(_), _) => self.clone(),
         }
     }
 
@@ -162,6 +190,15 @@ impl Fact {
                     put_bytes(out, number);
                 }
             }
+            Self::Secrets(secrets) => {
+                out.push(FactName::SECRETS);
+                secrets.put(out);
+            }
+            Self::Wish(SecretsWish { generation, asked_ms }) => {
+                out.push(FactName::WISH);
+                out.extend_from_slice(&generation.to_be_bytes());
+                out.extend_from_slice(&asked_ms.to_be_bytes());
+            }
         }
     }
 
@@ -185,6 +222,10 @@ impl Fact {
                 }
                 let number = (flags & 1 != 0).then(|| number(&mut input)).transpose()?;
                 Self::List(NewestList { authority, number, this_update_ms, resets })
+            }
+            FactName::SECRETS => Self::Secrets(BlockSecrets::take(&mut input)?),
+            FactName::WISH => {
+                Self::Wish(SecretsWish { generation: input.u32()?, asked_ms: input.u64()? })
             }
             _ => return Err(BadEncoding),
         };

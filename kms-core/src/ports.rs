@@ -98,6 +98,14 @@ pub trait ReplicationGate: Send + Sync + 'static {
     async fn replicated(&self, marks: &[BlockMark]) -> Replicated;
 }
 
+/// Has the other site show that its token opens blocks as they are stored here.
+#[async_trait]
+pub trait PeersProofs: Send + Sync + 'static {
+    /// Each of these blocks: proved, or why not. An error says why nothing was asked.
+    async fn prove(&self, blocks: &[BlockNo])
+    -> Result<Vec<(BlockNo, Result<(), String>)>, String>;
+}
+
 /// Hears what meters show of their keys.
 pub trait EvidenceSink: Send + Sync + 'static {
     /// A whole tag of this meter's own vouches for keys that wait for that. Never waits; what is lost comes again with the

@@ -401,6 +401,10 @@ fn put_fact(out: &mut Vec<u8>, fact: &Fact) -> Result<(), RecordTooLong> {
             return Err(RecordTooLong { what, len, most: NUMBER_MAX });
         }
     }
+    if let Fact::Secrets(secrets) = fact {
+        let too_long = |(what, len, most)| RecordTooLong { what, len, most };
+        secrets.fits().map_err(too_long)?;
+    }
     fact.put(out);
     Ok(())
 }

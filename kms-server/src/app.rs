@@ -26,6 +26,7 @@ mod report;
 mod rolled_back;
 mod runtime;
 mod serve;
+mod site_keys;
 mod site_tokens;
 mod timeline;
 mod token;

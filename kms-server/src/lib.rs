@@ -30,6 +30,7 @@ pub mod lifecycle;
 pub mod replication;
 pub mod rpc;
 pub mod site_health;
+pub mod site_keys;
 pub mod transmitting;
 
 pub mod associations;

@@ -31,6 +31,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("lifecycle", 30),
     ("replication", 30),
     ("site_health", 30),
+    ("site_keys", 30),
     ("transmitting", 30),
     ("associations", 35),
     ("rpc", 40),
@@ -68,7 +69,7 @@ const UNSAFE_HOMES: &[&str] = &[
 ];
 
 /// Sources that compute and nothing else, and what of `std` they therefore never name.
-const PURE: &[&str] = &["dlms/src/", "kms-core/src/"];
+const PURE: &[&str] = &["dlms/src/", "kms-core/src/", "simulated-meter/src/"];
 const IO: &[&str] = &["std::fs", "std::net", "std::io", "std::env", "std::process", "std::thread"];
 
 /// What no crate that computes may need, however far below: runtimes, the wire, the database, the token.
@@ -89,11 +90,16 @@ const OUTSIDE: &[&str] = &[
 ];
 const PURE_CRATES: &[&str] = &["dlms", "kms-core", "simulator"];
 
+/// What the simulated meter must not share with what it tests: our crates, and the cryptography under them.
+const NOT_OF_THE_METER: &[&str] =
+    &["dlms", "kms-core", "kms-server", "kms-client", "aes", "aes-gcm", "aes-kw", "cmac", "ghash"];
+
 /// The crates whose files may not name each other in circles, and how paths begin with them.
 const CRATES: &[(&str, &str)] = &[
     ("dlms", "dlms"),
     ("kms-core", "kms_core"),
     ("simulator", "simulator"),
+    ("simulated-meter", "simulated_meter"),
     ("kms-server", "kms_server"),
     ("kms-client", "kms_client"),
     ("kms-client/src/bin/ami-tool", "ami_tool"),
@@ -261,6 +267,23 @@ fn what_only_computes_needs_no_runtime_wire_database_or_token() {
     let server = needs(&lock, "kms-server");
     for name in ["tokio", "tonic", "prost", "hyper", "rustls", "sqlx", "cryptoki"] {
         assert!(server.contains(name), "what the server needs is not read right: {name}");
+    }
+}
+
+#[test]
+fn the_simulated_meter_shares_nothing_with_the_service_and_is_no_part_of_it() {
+    let lock = fs::read_to_string(workspace().join("Cargo.lock")).unwrap();
+    let lock: toml::Table = lock.parse().unwrap();
+    let meter = needs(&lock, "simulated-meter");
+    assert!(meter.contains("ring"), "what the meter needs is not read right: {meter:?}");
+    let shared: Vec<_> = NOT_OF_THE_METER.iter().filter(|it| meter.contains(**it)).collect();
+    assert!(shared.is_empty(), "the simulated meter needs {shared:?}");
+    for name in ["dlms", "proto", "kms-core", "kms-server", "kms-client"] {
+        // Its tests may: what they need is not told apart in the lock file.
+        let manifest = fs::read_to_string(workspace().join(name).join("Cargo.toml")).unwrap();
+        let manifest: toml::Table = manifest.parse().unwrap();
+        let needed = manifest["dependencies"].as_table().unwrap();
+        assert!(!needed.contains_key("simulated-meter"), "{name} needs the simulated meter");
     }
 }
 

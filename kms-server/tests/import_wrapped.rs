@@ -64,6 +64,7 @@ impl Site {
             transmitting,
             associations,
             lifecycle: Arc::new(lifecycle.with_signers(signers)),
+            rotation: site_common::rotation_of(&keyring, &clock, None),
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),
             hsm: hsm.clone(),

@@ -6,6 +6,7 @@ mod hsm_common;
 mod rpc_support;
 mod site_common;
 #[path = "observability/slow.rs"]
+#[allow(dead_code, reason = "each test file uses a part")]
 mod slow;
 
 use std::{
@@ -46,6 +47,7 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
         transmitting,
         associations,
         lifecycle: Arc::new(lifecycle),
+        rotation: site_common::rotation_of(&keyring, &clock, None),
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),
         hsm: token.clone(),
@@ -216,7 +218,7 @@ on_a_token! {
             let database = inner.database.clone();
             drop(inner);
             // Nothing is resident here: the first APDU of each block waits for the token.
-            let slow: Arc<dyn Token> = Arc::new(Slow(home.token()));
+            let slow: Arc<dyn Token> = Arc::new(Slow::new(home.token()));
             let canaries = home.canaries().encode();
             let cold = site_common::Site::on(slow, canaries, &database, Options::default()).await;
             // Room for one batch: the second has to wait for the first.

@@ -42,6 +42,7 @@ async fn site(home: &Home) -> (Site, Arc<Audit>, PathBuf) {
         transmitting,
         associations,
         lifecycle: Arc::new(lifecycle),
+        rotation: site_common::rotation_of(&keyring, &clock, None),
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),
         hsm: hsm.clone(),

@@ -36,6 +36,7 @@ async fn site(home: &Home, limits: Limits) -> Site {
         transmitting,
         associations,
         lifecycle: Arc::new(lifecycle),
+        rotation: site_common::rotation_of(&keyring, &clock, None),
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),
         hsm: hsm.clone(),

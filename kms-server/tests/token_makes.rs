@@ -123,7 +123,11 @@ on_a_token! {
                 }
             }
         }
-        println!("{calls:?}");
+        // A handle that is another's, and nothing that tells it when it is destroyed.
+        for after in 0..calls["C_UnwrapKey"] {
+            let another = format!("C_UnwrapKey garble=repeat times=1 after={after}");
+            scene.makes_under(&format!("{another}\nC_DestroyObject return=0x0"));
+        }
     }
 
     fn a_token_that_always_garbles_its_answers_makes_no_key(home) {

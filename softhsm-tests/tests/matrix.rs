@@ -53,6 +53,8 @@ fn row(method: Method) -> Row {
         Method::MetersListMeters => (&[AmiAdmin, Rotator, Auditor], DONE),
         Method::MetersDeleteMeter => (&[AmiAdmin], BAD_FIELD),
         Method::MetersBuryDamagedMeter => (&[AmiAdmin], BAD_FIELD),
+        Method::SiteRotateBlockSecrets => (&[AmiAdmin], DONE),
+        Method::SiteGetBlockSecretRotation => (&[AmiAdmin, Auditor], DONE),
         // Never by one person alone.
         Method::MetersReadmitMeter => (&[AmiAdmin], SECOND_PERSON),
         Method::MetersSetPolicy => (&[AmiAdmin], BAD_FIELD),
@@ -162,6 +164,8 @@ fn can_need_two(method: Method) -> bool {
         | Method::SiteResolveDivergence
         | Method::SiteAdmitEpoch
         | Method::SiteForgetRevocationList
+        | Method::SiteRotateBlockSecrets
+        | Method::SiteGetBlockSecretRotation
         | Method::SiteDemote => true,
     }
 }

@@ -236,7 +236,7 @@ async fn no_key_goes_to_a_meter_that_one_site_alone_has_unless_somebody_says_so(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_site_that_takes_over_in_mid_rotation_opens_the_push_and_takes_it_for_evidence() {
-    let (_dir, pair, (mut a, b)) = pair();
+    let (_dir, pair, (a, b)) = pair();
     let (at_a, at_b) = (client(&pair.a, Role::Dev).await, client(&pair.b, Role::Dev).await);
     let mut meter = Meter::new();
     import(&at_a, &meter).await;

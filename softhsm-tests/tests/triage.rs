@@ -223,7 +223,7 @@ async fn versions_setups_and_titles_that_fit_are_named() {
     };
     let request = glo(dlms::ServiceTag::try_from(0xC8).unwrap(), title(500));
     let answer = glo(dlms::ServiceTag::try_from(0xCC).unwrap(), title(3));
-    let triage = ask(&hes, 3, &[request.clone()]).await;
+    let triage = ask(&hes, 3, std::slice::from_ref(&request)).await;
     assert_eq!(named(&triage), [("CLIENT_TITLE_MISSING", "POSSIBLE", 1)]);
     let both = named(&ask(&hes, 3, &[request, answer]).await);
     assert!(both.contains(&("CLIENT_TITLE_MISSING", "LIKELY", 1)), "{both:?}");

@@ -104,6 +104,8 @@ const CALLS: &[(Method, bool)] = &[
     (Method::RotationRestoreKey, true),
     (Method::RotationSetLegalHold, true),
     (Method::SiteForgetRevocationList, true),
+    (Method::SiteRotateBlockSecrets, true),
+    (Method::SiteGetBlockSecretRotation, false),
     // No request of a second token of that site.
     (Method::SiteEnrolPeer, true),
     (Method::MetersGetMeter, false),

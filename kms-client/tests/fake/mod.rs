@@ -272,6 +272,24 @@ impl Site for Fake {
         Ok(Response::new(v1::GetStatusResponse { site, standing, ..Default::default() }))
     }
 
+    async fn rotate_block_secrets(
+        &self,
+        request: Request<v1::RotateBlockSecretsRequest>,
+    ) -> Result<Response<v1::RotateBlockSecretsResponse>, Status> {
+        self.0.begin_change(&request).await?;
+        let rotation = Some(v1::BlockSecretRotation { generation: 1, ..Default::default() });
+        Ok(Response::new(v1::RotateBlockSecretsResponse { rotation }))
+    }
+
+    async fn get_block_secret_rotation(
+        &self,
+        request: Request<v1::GetBlockSecretRotationRequest>,
+    ) -> Result<Response<v1::GetBlockSecretRotationResponse>, Status> {
+        self.0.begin(&request).await?;
+        let rotation = Some(v1::BlockSecretRotation::default());
+        Ok(Response::new(v1::GetBlockSecretRotationResponse { rotation }))
+    }
+
     async fn get_readiness(
         &self,
         request: Request<v1::GetReadinessRequest>,

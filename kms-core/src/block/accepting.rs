@@ -191,7 +191,7 @@ fn check_head(ours: &Head, keys: &BlockKeys, theirs: &Head) -> Result<(), NotAcc
 }
 
 /// Whether the peer's block came from ours.
-fn check_descent(ours: &BlockMark, theirs: &PeersBlock) -> Result<(), NotAccepted> {
+pub(super) fn check_descent(ours: &BlockMark, theirs: &PeersBlock) -> Result<(), NotAccepted> {
     let epoch = theirs.head.position.epoch;
     if epoch == ours.position.epoch {
         return Ok(());

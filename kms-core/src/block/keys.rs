@@ -195,17 +195,36 @@ impl BlockKeys {
         Ok([&nonce[..], &sealed].concat())
     }
 
+    /// Wraps a key that is wrapped under these keys under others. In clear it is on the stack, and wiped.
+    pub fn rewrap_key(&self, wrapped: &[u8], under: &Self) -> Result<Vec<u8>, DoesNotOpen> {
+        let mut key = Zeroizing::new([0; 32]);
+        let len = wrapped.len().checked_sub(8).ok_or(DoesNotOpen)?;
+        let key = key.get_mut(..len).ok_or(DoesNotOpen)?;
+        self.unwrap_into(wrapped, key)?;
+        let mut rewrapped = vec![0; wrapped.len()];
+        under.wrap.wrap_key(key, &mut rewrapped).map_err(|_| DoesNotOpen)?;
+        Ok(rewrapped)
+    }
+
+    /// The nonce under which a secret is sealed anew: of what it was sealed as, and nobody's guess. The same secret gets
+    /// the same one, and the same bytes.
+    pub(super) fn nonce_for(&self, id: &KeyId, sealed: &[u8]) -> [u8; 12] {
+        let message = [b"ami.kms/sealed-anew/1".as_slice(), &id.0, sealed].concat();
+        let mac = self.cmac(&message);
+        std::array::from_fn(|at| mac[at])
+    }
+
     /// Opens what [`BlockKeys::seal_secret`] made.
     pub fn open_secret(
         &self,
         title: &SystemTitle,
         id: &KeyId,
         sealed: &[u8],
-    ) -> Result<Zeroizing<Vec<u8>>, DoesNotOpen> {
+    ) -> Result<ClearKey, DoesNotOpen> {
         let (nonce, sealed) = sealed.split_first_chunk::<12>().ok_or(DoesNotOpen)?;
         let place = secret_place(title, id);
         let payload = Payload { msg: sealed, aad: &place };
-        self.seal.decrypt(&(*nonce).into(), payload).map(Zeroizing::new).map_err(|_| DoesNotOpen)
+        self.seal.decrypt(&(*nonce).into(), payload).map(ClearKey::new).map_err(|_| DoesNotOpen)
     }
 
     /// Identity of a secret of free length. Such a secret may be guessed, so it is compared under
@@ -313,7 +332,8 @@ mod tests {
         let (title, id) = (SystemTitle::new([1; 8]), KeyId([2; 16]));
         let sealed =
             keys(1, 1).seal_secret(&title, &id, &ClearKey::new(b"pass".to_vec()), [3; 12]).unwrap();
-        assert_eq!(*keys(1, 1).open_secret(&title, &id, &sealed).unwrap(), b"pass".to_vec());
+        let opened = keys(1, 1).open_secret(&title, &id, &sealed).unwrap();
+        assert_eq!(opened.expose_clear_key_bytes(), b"pass");
         let other = SystemTitle::new([9; 8]);
         assert!(keys(1, 1).open_secret(&other, &id, &sealed).is_err());
         assert!(keys(1, 1).open_secret(&title, &KeyId([9; 16]), &sealed).is_err());

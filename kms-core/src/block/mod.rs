@@ -4,7 +4,7 @@
 //! [`verified`] believes what is stored or names what is wrong ([`known`]: without reading all of it again), [`extending`] adds our own changes,
 //! [`accepting`] takes a peer's over as they are, [`returning`] brings a block that has parted back to the peer's
 //! [`lineage`], [`reconciling`] merges what was set aside then ([`withdrawing`]: what waits for nobody), [`entering`]
-//! brings a block into the epoch of a promotion, [`proof`] shows a peer that a block opens here, [`local`] keys the rows
+//! brings a block into the epoch of a promotion, [`rotating`] under another secret, [`proof`] shows a peer that a block opens here, [`local`] keys the rows
 //! that are one site's own.
 
 pub mod accepting;
@@ -17,6 +17,7 @@ pub mod local;
 pub mod proof;
 pub mod reconciling;
 pub mod returning;
+pub mod rotating;
 pub mod verified;
 pub mod withdrawing;
 
@@ -66,6 +67,14 @@ impl BlockCount {
         // The upper bits choose the block; the lower ones are left for the place within it.
         BlockNo(((u128::from(spread) * u128::from(self.0)) >> 64) as u32)
     }
+}
+
+/// The number that [`spread`] makes this one of.
+pub(crate) const fn unspread(spread: u64) -> u64 {
+    let mut x = spread ^ (spread >> 31) ^ (spread >> 62);
+    x = x.wrapping_mul(0x3196_42B2_D24D_8EC3);
+    x = (x ^ (x >> 27) ^ (x >> 54)).wrapping_mul(0x96DE_1B17_3F11_9089);
+    (x ^ (x >> 30) ^ (x >> 60)).wrapping_sub(0x9E37_79B9_7F4A_7C15)
 }
 
 /// Spreads the 8 bytes of a title over 64 bits: the finaliser of SplitMix64, a bijection.

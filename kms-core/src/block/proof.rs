@@ -30,12 +30,24 @@ pub type Proof = [u8; 16];
 pub struct NotWhole(pub usize);
 
 /// The key of one block's proofs. Short-lived, wiped with its owner.
-pub struct ProofKey(Cmac<aes::Aes256>);
+pub struct ProofKey {
+    key: Cmac<aes::Aes256>,
+    /// Of a secret that is staged, and has to open as well.
+    staged: Option<Box<ProofKey>>,
+}
 
 impl ProofKey {
     /// Of a secret that the token has just opened.
     pub fn of(place: &SecretBinding<'_>, secret: &BlockSecret) -> Self {
-        Self(<Cmac<aes::Aes256> as cmac::KeyInit>::new((&*place.derive_proof_key(secret)).into()))
+        let key = place.derive_proof_key(secret);
+        let key = <Cmac<aes::Aes256> as cmac::KeyInit>::new((&*key).into());
+        Self { key, staged: None }
+    }
+
+    /// The same for a block for which a further secret is staged: a proof shows that this one opens, too.
+    #[must_use]
+    pub fn with_staged(self, staged: Self) -> Self {
+        Self { staged: Some(Box::new(staged)), ..self }
     }
 
     /// Proves a block as it is stored here.
@@ -71,8 +83,11 @@ impl ProofKey {
             mac,
         ]
         .concat();
-        let mut cmac = self.0.clone();
+        let mut cmac = self.key.clone();
         cmac.update(&message);
+        if let Some(staged) = &self.staged {
+            cmac.update(&staged.mac(challenge, head));
+        }
         cmac.finalize().into_bytes().into()
     }
 }

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::{Epoch, Head, Record, RecordKey, StoredRecord};
+use crate::{Epoch, Head, Record, RecordKey, StoredRecord, fact::FactName};
 
 use super::{lineage::Lineage, reconciling::says_more, verified::Verified};
 
@@ -77,6 +77,19 @@ pub fn bring_back(
     theirs: Verified,
     lineage: &Lineage,
 ) -> Result<Return, NotReturned> {
+    let (our_version, their_version) = (ours.head().secret_version, theirs.head().secret_version);
+    if our_version != their_version {
+        return Err(NotReturned::SecretVersion { ours: our_version, theirs: their_version });
+    }
+    bring_back_under_any(ours, theirs, lineage)
+}
+
+/// The same, whatever secret either is under. What is set aside is not such that the peer's site could read it.
+pub(super) fn bring_back_under_any(
+    ours: &Verified,
+    theirs: Verified,
+    lineage: &Lineage,
+) -> Result<Return, NotReturned> {
     check(ours, &theirs, lineage)?;
     let set_aside = set_aside(ours, &theirs, lineage);
     let there: BTreeSet<RecordKey> = theirs.records.iter().map(|record| record.key).collect();
@@ -93,10 +106,6 @@ fn check(ours: &Verified, theirs: &Verified, lineage: &Lineage) -> Result<(), No
     let (our_head, their_head) = (ours.head(), theirs.head());
     if our_head.block != their_head.block {
         return Err(NotReturned::OtherBlock);
-    }
-    if our_head.secret_version != their_head.secret_version {
-        let (ours, theirs) = (our_head.secret_version, their_head.secret_version);
-        return Err(NotReturned::SecretVersion { ours, theirs });
     }
     if !theirs.damaged().is_empty() {
         return Err(NotReturned::Damaged(theirs.damaged().len()));
@@ -128,10 +137,16 @@ fn set_aside(ours: &Verified, theirs: &Verified, lineage: &Lineage) -> Vec<Store
     let past = || ours.authentic().filter(|record| is_of_the_past(record));
     let no_past = no_ancestor || past().any(|record| is_beside(ours, theirs, record));
     let alone = |record: &&StoredRecord| {
-        !is_the_peers(theirs, record)
+        // The secret that our block was to come under is nothing that anybody could decide about.
+        !is_secrets(&record.key)
+            && !is_the_peers(theirs, record)
             && (no_past || ours.is_damaged(&record.key) || !is_of_the_past(record))
     };
     ours.records.iter().filter(alone).cloned().collect()
+}
+
+fn is_secrets(key: &RecordKey) -> bool {
+    key.as_bytes().first() == Some(&FactName::SECRETS)
 }
 
 fn is_the_peers(theirs: &Verified, record: &StoredRecord) -> bool {

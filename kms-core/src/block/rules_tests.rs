@@ -21,11 +21,11 @@ const DOMAIN: DomainId = DomainId([1; 16]);
 pub(super) const BLOCK: BlockNo = BlockNo(7);
 pub(super) const EPOCH: Epoch = Epoch(4);
 
-fn place(secret_version: u32) -> SecretBinding<'static> {
+pub(super) fn place(secret_version: u32) -> SecretBinding<'static> {
     SecretBinding { domain: &DOMAIN, block: BLOCK, secret_version }
 }
 
-fn secret() -> BlockSecret {
+pub(super) fn secret() -> BlockSecret {
     BlockSecret::fill_with(|bytes| {
         bytes.fill(0x5A);
         Ok::<(), ()>(())
@@ -37,7 +37,7 @@ pub(super) fn keys() -> BlockKeys {
     keys_of(1)
 }
 
-fn keys_of(secret_version: u32) -> BlockKeys {
+pub(super) fn keys_of(secret_version: u32) -> BlockKeys {
     let mut subkeys = [0; SUBKEYS_LEN];
     place(secret_version).derive_subkeys(&secret(), &mut subkeys);
     BlockKeys::new(DOMAIN, &subkeys).unwrap()

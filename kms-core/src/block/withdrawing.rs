@@ -44,6 +44,8 @@ pub fn raised(set_aside: &Record, theirs: Option<&Record>) -> Option<Line> {
 pub fn learnt(set_aside: &Record, theirs: Option<&Record>) -> Option<Fact> {
     let Record::Fact(ours) = set_aside else { return None };
     let merged = match theirs {
+        // The secret that our block came under is no fact of the peer's block.
+        _ if matches!(ours, Fact::Secrets(_)) => return None,
         _ if forgets_more(ours, theirs) => return None,
         Some(Record::Fact(theirs)) => theirs.merged(ours),
         _ => ours.clone(),
@@ -55,7 +57,7 @@ pub fn learnt(set_aside: &Record, theirs: Option<&Record>) -> Option<Fact> {
 fn forgets_more(ours: &Fact, theirs: Option<&Record>) -> bool {
     let resets = |fact: &Fact| match fact {
         Fact::List(list) => list.resets,
-        Fact::File(_) => 0,
+        Fact::File(_) | Fact::Secrets(_) | Fact::Wish(_) => 0,
     };
     let theirs = match theirs {
         Some(Record::Fact(theirs)) => resets(theirs),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::{BlockCount, BlockNo};
 
 fn list(number: Option<&[u8]>, this_update_ms: u64) -> NewestList {
     let number = number.map(<[u8]>::to_vec);
@@ -70,4 +71,52 @@ fn a_list_that_two_people_had_forgotten_counts_from_a_lower_number_on() {
     }
     let often = NewestList { resets: u32::MAX, ..next };
     assert_eq!(often.forgotten(&[8], &[0]), Err(NotForgotten::TooOften));
+}
+
+fn secrets() -> BlockSecrets {
+    BlockSecrets {
+        block: BlockNo(3),
+        blocks: BlockCount::DEFAULT,
+        generation: 1,
+        from: 1,
+        version: 2,
+        stage: SecretStage::Staged,
+        made_ms: 9,
+        link: [7; 16],
+        wrapped: vec![([1; 32], vec![5; 384]), ([2; 32], vec![6; 384])],
+    }
+}
+
+#[test]
+fn the_fact_of_a_blocks_secrets_is_a_record_of_that_very_block() {
+    for count in [1, 2, 3, 7, 4_096, 65_535, 65_536] {
+        let blocks = BlockCount::new(count).unwrap();
+        for block in (0..count).map(BlockNo) {
+            assert_eq!(FactName::of_secrets(block, blocks).block(blocks), block, "{count}");
+        }
+    }
+}
+
+#[test]
+fn facts_of_a_rotation_come_back_whole_and_in_no_other_form() {
+    let wish = Fact::Wish(SecretsWish { generation: 3, asked_ms: 8 });
+    for fact in [Fact::Secrets(secrets()), wish] {
+        let mut bytes = Vec::new();
+        fact.put(&mut bytes);
+        assert_eq!(Fact::take(&bytes), Ok(fact));
+        for len in 0..bytes.len() {
+            assert!(Fact::take(&bytes[..len]).is_err(), "{len}");
+        }
+        bytes.push(0);
+        assert!(Fact::take(&bytes).is_err());
+    }
+    let mut twice = secrets();
+    twice.wrapped[1].0 = [1; 32];
+    let outside = BlockSecrets { block: BlockNo(4_096), ..secrets() };
+    let backwards = BlockSecrets { version: 1, ..secrets() };
+    for fact in [twice, outside, backwards] {
+        let mut bytes = Vec::new();
+        Fact::Secrets(fact.clone()).put(&mut bytes);
+        assert!(Fact::take(&bytes).is_err(), "{fact:?}");
+    }
 }

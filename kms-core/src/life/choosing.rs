@@ -78,6 +78,11 @@ pub fn pair(meter: &MeterRecord, staged: &KeyRecord, named: Option<Pair>) -> Res
             Some(version) => place.version(meter, version)?,
             None => place.carries(meter).ok_or(NotDone::NoCarrier { kind, setup })?,
         };
+        if staged.life.destroy_at_ms.is_some() {
+            let what = "it is to be destroyed: `ami-tool key restore` takes that back";
+            let KeyRecord { kind, version, state, .. } = *staged;
+            return Err(NotDone::State { kind, version, state, what });
+        }
         if key.id == staged.id {
             return Err(NotDone::UnderItself(kind));
         }

@@ -83,7 +83,11 @@ pub fn answered(
     (times, now_ms): (&Times, u64),
 ) -> Result<Option<Proved>, NotDone> {
     let Place { setup, kind } = place;
-    let newest = place.versions(meter).filter(|key| awaits_evidence(key)).map(|key| key.id).last();
+    // To a transfer that was never handed out nobody has answered: it is the answer to an earlier one, told again.
+    let was_sent = |key: &&KeyRecord| {
+        awaits_evidence(key) && key.life.transfer.as_ref().is_some_and(|it| it.sent_ms.is_some())
+    };
+    let newest = place.versions(meter).filter(was_sent).map(|key| key.id).last();
     let id = newest.ok_or(NotDone::NothingStaged { kind, setup })?;
     let mut is_proved = false;
     for at in 0..meter.keys.len() {
@@ -121,6 +125,8 @@ fn prove(
             }
             key.life.preferred_ms = preference;
             key.life.usable_until_ms = None;
+            // What the meter holds is not destroyed by a word from before anybody knew that.
+            key.life.destroy_at_ms = None;
         } else if is_sure && key.state == KeyState::Active {
             let until = now_ms.saturating_add(times.grace_ms);
             key.life.usable_until_ms = key.life.usable_until_ms.or(Some(until));

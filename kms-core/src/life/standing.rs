@@ -32,6 +32,7 @@ pub fn prefer(
     if let Some(key) = meter.keys.iter_mut().find(|key| key.id == id) {
         key.life.preferred_ms = preference;
         key.life.usable_until_ms = None;
+        key.life.destroy_at_ms = None;
     }
     Ok(true)
 }
@@ -143,6 +144,10 @@ pub fn destroy(
     };
     // Asked twice, it is not put off.
     let at = key.life.destroy_at_ms.map_or(at, |before| before.min(at));
+    // Nobody has it but us: another one may be staged at once.
+    if key.state == KeyState::PreActive && !was_sent(key) {
+        key.go_on(KeyState::Deactivated, StateReason::Withdrawn, now_ms);
+    }
     key.life.destroy_at_ms = Some(at);
     Ok(at)
 }
@@ -155,9 +160,16 @@ fn is_last_way(meter: &MeterRecord, place: Place, key: &KeyRecord) -> bool {
         other.id != key.id && destroy_at_ms.is_none() && usable_until_ms.is_none()
     };
     let mut others = place.versions(meter).filter(stays);
-    let may_be_held = key.state == KeyState::PreActive
-        && key.life.transfer.as_ref().is_some_and(|it| it.sent_ms.is_some());
-    may_be_held || key.state.may_carry() && !others.any(|other| other.state.may_protect())
+    let never_left = key.state == KeyState::PreActive && !was_sent(key);
+    if never_left {
+        return false;
+    }
+    key.state == KeyState::PreActive
+        || key.state.may_carry() && !others.any(|other| other.state.may_protect())
+}
+
+fn was_sent(key: &KeyRecord) -> bool {
+    key.life.transfer.as_ref().is_some_and(|it| it.sent_ms.is_some())
 }
 
 /// Takes back the word that a version is to be destroyed. Whether there was one.

@@ -89,6 +89,12 @@ fn staged(meter: &mut MeterRecord, kind: KeyKind, now_ms: u64) -> u16 {
     version
 }
 
+/// What is staged was handed out.
+fn sent(meter: &mut MeterRecord, now_ms: u64) {
+    let transfers = meter.keys.iter_mut().filter_map(|key| key.life.transfer.as_mut());
+    transfers.for_each(|it| _ = it.sent_ms.get_or_insert(now_ms));
+}
+
 fn shown(encryption: u16, authentication: u16) -> Shown {
     Shown { setup: SecuritySetup(0), encryption, authentication }
 }
@@ -156,6 +162,7 @@ fn an_answer_proves_nothing_but_of_keys_that_nothing_else_shows() {
     let mut meter = meter();
     for kind in [KeyKind::Guek, KeyKind::Gak, KeyKind::Kek] {
         staged(&mut meter, kind, 10);
+        sent(&mut meter, 10);
         let at = (&TIMES, 11);
         assert_eq!(answered(&mut meter, place(kind), TransferResult::Success, at), Ok(None));
         assert_eq!((preferred(&meter, kind), state(&meter, kind, 2)), (1, KeyState::PreActive));
@@ -164,6 +171,7 @@ fn an_answer_proves_nothing_but_of_keys_that_nothing_else_shows() {
         assert_eq!(state(&meter, kind, 2), KeyState::PreActive);
     }
     staged(&mut meter, KeyKind::Gbek, 10);
+    sent(&mut meter, 10);
     let at = (&TIMES, 12);
     let proved = answered(&mut meter, place(KeyKind::Gbek), TransferResult::Success, at).unwrap();
     assert_eq!(proved.unwrap().reason, StateReason::ConfirmedByResult);
@@ -182,6 +190,7 @@ fn a_gak_of_a_meter_without_tags_and_a_key_of_another_port_are_weak() {
     let mut silent = meter();
     silent.policy.allow_encryption_only = true;
     staged(&mut silent, KeyKind::Gak, 10);
+    sent(&mut silent, 10);
     let at = (&TIMES, 12);
     assert!(
         answered(&mut silent, place(KeyKind::Gak), TransferResult::Success, at).unwrap().is_some()
@@ -209,6 +218,7 @@ fn a_gak_of_a_meter_without_tags_and_a_key_of_another_port_are_weak() {
     let staged = port.staged(&foreign).unwrap();
     // It travels over the management association.
     assert_eq!(pair(&foreign, staged, None), Ok(Pair { encryption: 1, authentication: Some(1) }));
+    sent(&mut foreign, 11);
     assert!(answered(&mut foreign, port, TransferResult::Success, at).unwrap().is_some());
 }
 
@@ -389,6 +399,43 @@ fn a_staged_key_that_was_sent_is_asked_for_twice() {
     ));
     transfer(&mut meter, None);
     assert!(destroy(&mut meter, guek, 2, destruction(false, at)).is_ok());
+    // Nobody has it: another one may be staged at once.
+    assert_eq!(state(&meter, KeyKind::Guek, 2), KeyState::Deactivated);
+    assert_eq!(staged(&mut meter, KeyKind::Guek, 12), 3);
+}
+
+#[test]
+fn what_is_to_be_destroyed_is_not_sent_and_what_the_meter_shows_is_not_destroyed() {
+    let mut meter = meter();
+    staged(&mut meter, KeyKind::Guek, 10);
+    sent(&mut meter, 10);
+    let guek = place(KeyKind::Guek);
+    destroy(&mut meter, guek, 2, destruction(true, 11)).unwrap();
+    let condemned = guek.staged(&meter).unwrap().clone();
+    assert!(matches!(pair(&meter, &condemned, None), Err(NotDone::State { .. })));
+    // The meter had it already.
+    show(&mut meter, &shown(2, 1), &TIMES, 12);
+    due::pass(&mut meter, 1_000);
+    assert_eq!(
+        (preferred(&meter, KeyKind::Guek), state(&meter, KeyKind::Guek, 2)),
+        (2, KeyState::Active)
+    );
+    // So does a meter that fell back to a predecessor that was to go.
+    staged(&mut meter, KeyKind::Guek, 1_010);
+    show(&mut meter, &shown(3, 1), &TIMES, 1_011);
+    destroy(&mut meter, guek, 2, destruction(false, 1_012)).unwrap();
+    prefer(&mut meter, guek, 2, 1_013).unwrap();
+    due::pass(&mut meter, 9_000);
+    assert_eq!(preferred(&meter, KeyKind::Guek), 2);
+}
+
+#[test]
+fn an_answer_that_is_told_again_says_nothing_of_what_was_never_sent() {
+    let mut meter = meter();
+    staged(&mut meter, KeyKind::Gbek, 10);
+    let answer = answered(&mut meter, place(KeyKind::Gbek), TransferResult::Success, (&TIMES, 11));
+    assert!(matches!(answer, Err(NotDone::NothingStaged { .. })));
+    assert_eq!(state(&meter, KeyKind::Gbek, 2), KeyState::PreActive);
 }
 
 #[test]
@@ -450,7 +497,7 @@ proptest! {
                     stage(&mut meter, &wish(place.kind), &plan, made, now_ms);
                 },
                 2 => { show(&mut meter, &shown(version, version), &TIMES, now_ms); }
-                3 => { let _ = answered(&mut meter, place, TransferResult::Success, (&TIMES, now_ms)); }
+                3 => { sent(&mut meter, now_ms); let _ = answered(&mut meter, place, TransferResult::Success, (&TIMES, now_ms)); }
                 4 => { let _ = prefer(&mut meter, place, version, now_ms); }
                 5 => { let _ = revive(&mut meter, place, version, KeyId([0x80 + at as u8; 16]), now_ms); }
                 6 => { let _ = compromise(&mut meter, place, version, now_ms); }

@@ -24,6 +24,7 @@ use super::{
     peers_seen::PeersFile,
     rolled_back::begin_anew_after,
     runtime::runtime,
+    site_keys,
     site_tokens::{believe, named_in},
     timeline::Failovers,
     token::Asked,
@@ -42,6 +43,7 @@ use crate::{
     lifecycle::{self, Evidence, Lifecycle},
     replication::{Ledger, Noted},
     rpc,
+    site_keys::BlockSecretRotation,
     store::{AuditedStore, ReadStore, WriteStore, measured::Measured, whole::WholeStore},
     telemetry::Log,
     transmitting::{self, Transmitting},
@@ -154,11 +156,13 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let (node, mark) = (audit.status().node, rolled_back.as_ref());
     let evidence = Arc::new(Evidence::default());
     let ciphering = ground.ciphering(floors, (node, &evidence), &keyring, mark).await;
-    let replication = match two_sites {
-        Some(two_sites) => Some(two_sites.start(&keyring, Arc::clone(ciphering.floors())).await),
-        None => None,
+    let (replication, proofs) = match two_sites {
+        Some(two_sites) => Some(two_sites.start(&keyring, &ciphering).await).unzip(),
+        None => (None, None),
     };
-    let verbs = Verbs { ciphering, lifecycle: attended(lifecycle, evidence), transmitting };
+    let rotation = site_keys::start(&ground, &keyring, proofs);
+    let lifecycle = attended(lifecycle, evidence);
+    let verbs = Verbs { ciphering, lifecycle, transmitting, rotation };
     let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
     serve_on(&ground, rpc, parts, signals).await
 }
@@ -252,6 +256,7 @@ struct Verbs {
     ciphering: Arc<Ciphering>,
     lifecycle: Arc<Lifecycle>,
     transmitting: Arc<Transmitting>,
+    rotation: Arc<BlockSecretRotation>,
 }
 
 impl Ground {
@@ -365,7 +370,7 @@ impl Ground {
 
     /// Parts that the wire speaks for.
     fn parts(&self, audit: Arc<Audit>, keyring: &Keyring, verbs: Verbs, log: Log) -> rpc::Parts {
-        let Verbs { ciphering, lifecycle, transmitting } = verbs;
+        let Verbs { ciphering, lifecycle, transmitting, rotation } = verbs;
         let below = associations::Below {
             transmitting: Arc::clone(&transmitting),
             ciphering: Arc::clone(&ciphering),
@@ -379,6 +384,7 @@ impl Ground {
             transmitting,
             associations: Arc::new(Associations::new(keyring, below)),
             lifecycle,
+            rotation,
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),
             hsm: self.hsm.clone(),

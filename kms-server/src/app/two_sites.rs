@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{ground::Ground, outside::OperatingSystem};
 use crate::{
-    ciphering::Floors,
+    ciphering::Ciphering,
     config::Peer as PeerSettings,
     keyring::{Keyring, Roles},
     replication::{
@@ -16,7 +16,10 @@ use crate::{
     store::{WriteStore, measured::Measured, whole::WholeStore},
     transmitting::OtherSite,
 };
-use kms_core::{ports::Randomness, site::makeup::Makeup};
+use kms_core::{
+    ports::{PeersProofs, Randomness},
+    site::makeup::Makeup,
+};
 
 /// What a site with a peer stands on, before there is a keyring.
 pub(super) struct TwoSites {
@@ -75,8 +78,12 @@ impl TwoSites {
         (self.gate(), Arc::new(PeersMemory::new(&self.grounds, Arc::clone(roles))))
     }
 
-    /// Starts what goes on beside serving, and gives what serves.
-    pub(super) async fn start(self, keyring: &Keyring, floors: Arc<Floors>) -> Replicating {
+    /// Starts what goes on beside serving, and gives what serves, and has the other site prove blocks.
+    pub(super) async fn start(
+        self,
+        keyring: &Keyring,
+        ciphering: &Ciphering,
+    ) -> (Replicating, Arc<dyn PeersProofs>) {
         let Self { grounds, ledger, tables, whole, proofs } = self;
         keyring.roles.keep_marks_in(whole);
         let remembering = Remembering::new(&grounds, tables.clone(), Arc::clone(&keyring.roles));
@@ -86,12 +93,14 @@ impl TwoSites {
         let Beside { proving, witnessing, planning, .. } = beside;
         proofs.begin(Arc::clone(&proving));
         let serving = Serving::new(&grounds, Arc::clone(&ledger), Arc::clone(&fencing));
+        let floors = Arc::clone(ciphering.floors());
         let flooring = Flooring::new(grounds.clone(), Arc::clone(&fencing), floors);
         // Before the first change: this site may have been promoted over, or put back.
         following.meet_first().await;
         let syncing = Syncing::new(&grounds, Arc::clone(&proving), Arc::clone(&following));
         tokio::spawn(ledger.hear(Arc::clone(&grounds.store)));
         tokio::spawn(async move { following.run().await });
+        let proofs: Arc<dyn PeersProofs> = Arc::clone(&proving) as _;
         tokio::spawn(async move { proving.run().await });
         tokio::spawn(Watching::new(&grounds).run());
         tokio::spawn(async move { flooring.run().await });
@@ -109,7 +118,7 @@ impl TwoSites {
         let serving = Arc::new(serving);
         let parts = ReplicationParts { serving, answering, remembering, witnessing, auditing };
         let syncing = Arc::new(syncing);
-        Replicating { parts, status, syncing, fencing, planning, makeup }
+        (Replicating { parts, status, syncing, fencing, planning, makeup }, proofs)
     }
 }
 

@@ -18,16 +18,8 @@ use crate::store::{
 use kms_core::{
     BlockNo, Head, Record, RecordKey, StoredRecord,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
-    block::{
-        BlockMark,
-        accepting::{Accepted, Adoption, NotAccepted, PeersBlock, accept},
-        returning::{Return, bring_back},
-        verified::Verified,
-    },
-    site::{
-        admission::{fork_of, lineage},
-        role::SignedRoleRecord,
-    },
+    block::{BlockMark, accepting::NotAccepted, verified::Verified},
+    site::role::SignedRoleRecord,
 };
 
 /// Our blocks that are read and verified at the same time: as many as the database reads at once.
@@ -83,7 +75,7 @@ const OWN_BYTES_MAX: usize = 32 << 20;
 /// Takes a peer's blocks over. It can write nothing else.
 #[derive(Clone)]
 pub struct Adopter {
-    opener: Arc<Opener>,
+    pub(super) opener: Arc<Opener>,
     commits: Arc<dyn AuditedStore>,
 }
 
@@ -264,8 +256,9 @@ impl Adopter {
             }
         };
         let stored = Some(ours.mark());
-        match step(arrived, ours, &unsealed, roles) {
-            Ok(Some((adoption, verified, records))) => {
+        let came = (arrived, ours, unsealed);
+        match self.step(came, roles).await? {
+            Ok(Some((adoption, verified, records, unsealed))) => {
                 let set_aside = adoption.set_aside.len();
                 let taken = Taken::Adopted { records, set_aside };
                 let outcome = Outcome { block, stored: Some(verified.mark()), taken };
@@ -350,58 +343,16 @@ fn changed(verified: Verified, unsealed: Unsealed, turn: Turn) -> Changed {
     Changed { verified, unsealed, turn }
 }
 
-/// The step from our block to the peer's, the block after it, and the number of records that are new; `None`: there
-/// is nothing to do.
-fn step(
-    arrived: Arrived,
-    ours: Verified,
-    unsealed: &Unsealed,
-    roles: &[SignedRoleRecord],
-) -> Result<Option<(BlockAdoption, Verified, usize)>, Taken> {
-    let Arrived { head, records, is_whole } = arrived;
-    let (block, expected) = (head.block, ours.mark());
-    let promoted_at = fork_of(roles, block, expected.position.epoch, head.position.epoch);
-    let theirs = PeersBlock { head: head.clone(), records: records.clone(), promoted_at };
-    match accept(&ours, &unsealed.keys, theirs) {
-        Ok(Accepted::Nothing) => Ok(None),
-        Ok(Accepted::Adoption(adoption)) => {
-            let Adoption { head, records, gone } = adoption.clone();
-            let step = Moved { head, records, gone, set_aside: Vec::new() };
-            let count = step.records.len();
-            Ok(Some((step.adoption(expected), adoption.adopted(ours), count)))
-        }
-        Err(
-            NotAccepted::Forked(_) | NotAccepted::Incomplete(_) | NotAccepted::OlderRecord { .. },
-        ) if is_whole && head.position.epoch > expected.position.epoch => {
-            let theirs = Verified::of_any_age(head.clone(), in_key_order(records), &unsealed.keys)
-                .map_err(|refused| Taken::Refused(format!("the peer's block: {refused}")))?;
-            let lineage = lineage(roles, block, head.position.epoch);
-            let back = bring_back(&ours, theirs, &lineage)
-                .map_err(|why| Taken::Refused(why.to_string()))?;
-            let Return { head, records, gone, set_aside } = back.clone();
-            let count = records.len();
-            let step = Moved { head, records, gone, set_aside };
-            Ok(Some((step.adoption(expected), back.returned(ours), count)))
-        }
-        Err(why) => Err(Taken::NotAccepted(why)),
-    }
-}
-
-fn in_key_order(mut records: Vec<StoredRecord>) -> Vec<StoredRecord> {
-    records.sort_by_key(|record| record.key);
-    records
-}
-
 /// What changes when a block becomes the peer's.
-struct Moved {
-    head: Head,
-    records: Vec<StoredRecord>,
-    gone: Vec<RecordKey>,
-    set_aside: Vec<StoredRecord>,
+pub(super) struct Moved {
+    pub(super) head: Head,
+    pub(super) records: Vec<StoredRecord>,
+    pub(super) gone: Vec<RecordKey>,
+    pub(super) set_aside: Vec<StoredRecord>,
 }
 
 impl Moved {
-    fn adoption(self, expected: BlockMark) -> BlockAdoption {
+    pub(super) fn adoption(self, expected: BlockMark) -> BlockAdoption {
         let Self { head, records, gone, set_aside } = self;
         let change = |record: StoredRecord| {
             // Of a kind or a schema that this release does not know: kept byte for byte, and found by nobody.

@@ -108,8 +108,23 @@ impl Counting {
     pub async fn check(&self, stored: &StoredMark) -> Result<(), MarkError> {
         let block = stored.mark.block;
         let (key, secret_version) = self.key_of(block).await?;
-        let is_ours = stored.secret_version == secret_version && stored.is_authentic(&key);
+        let is_ours = match stored.secret_version == secret_version {
+            true => stored.is_authentic(&key),
+            false => self.is_of_other_secret(stored, secret_version).await?,
+        };
         if is_ours { Ok(()) } else { Err(MarkChanged(block).into()) }
+    }
+
+    /// Whether this site wrote a mark while its block was under another secret, which is still there.
+    async fn is_of_other_secret(
+        &self,
+        stored: &StoredMark,
+        present: u32,
+    ) -> Result<bool, MarkError> {
+        let others = self.opener.others(stored.mark.block, present).await.map_err(Arc::new)?;
+        let site = &self.opener.domain.site;
+        let mut its = others.iter().filter(|other| other.secret_version == stored.secret_version);
+        Ok(its.any(|other| stored.is_authentic(&LocalKey::of(&other.keys, site))))
     }
 
     /// Whether this site wrote a mark, as far as can be told without opening its block.

@@ -50,8 +50,9 @@ impl Roles {
         let said = |error: &dyn std::fmt::Display| error.to_string();
         let opener = &self.opener;
         let table = match opener.resident.table(head.block) {
-            Some(table) => table,
-            None => {
+            // One that another server brought under another secret is read anew.
+            Some(table) if table.secret_version() == head.secret_version => table,
+            _ => {
                 let opened = opener.open_now(head.block, Room::MayCloseOthers).await;
                 Arc::new(opened.map_err(|error| said(&error))?)
             }

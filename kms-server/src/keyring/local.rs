@@ -42,4 +42,12 @@ impl LocalKeys {
         let keys = table.subkeys().and_then(|subkeys| BlockKeys::new(domain, subkeys));
         Ok(keys.map(|keys| LocalKey::of(&keys, site)))
     }
+
+    /// The same under the other secrets of the block, which it was under or is to come under: rows that were written then
+    /// are good until the former secret is gone.
+    pub async fn others(&self, block: BlockNo, site: &str) -> Result<Vec<LocalKey>, SharedError> {
+        let present = self.opener.open(block).await?.secret_version();
+        let others = self.opener.others(block, present).await.map_err(Arc::new)?;
+        Ok(others.iter().map(|other| LocalKey::of(&other.keys, site)).collect())
+    }
 }

@@ -351,7 +351,10 @@ impl Opener {
         let binding = SecretBinding { domain: &self.domain.domain, block, secret_version };
         let key = ProofKey::of(&binding, &secret);
         let unsealed = self.expand(block, subkeys, secret_version)?;
-        Ok((key, self.verify(stored, &unsealed.keys)?))
+        let seals = stored.seals.clone();
+        let verified = self.verify(stored, &unsealed.keys)?;
+        let key = self.with_staged(key, &verified, &seals).await?;
+        Ok((key, verified))
     }
 
     /// Expands subkeys that stand in the arena.

@@ -21,6 +21,7 @@ use super::{
     renewing::Renewer,
     resident::{Resident, arena::ArenaError},
     roles::Roles,
+    rotator::SecretRotator,
     taking::Taker,
     warm_up::WarmUp,
     writing::Writer,
@@ -50,6 +51,8 @@ pub struct Keyring {
     pub roles: Arc<Roles>,
     /// What is due of meters' keys.
     pub dates: Arc<Dates>,
+    /// Rotates blocks' secrets.
+    pub rotator: Arc<SecretRotator>,
     /// Counter lines, and marks.
     pub counting: Arc<Counting>,
     /// For the status.
@@ -91,10 +94,14 @@ impl Keyring {
         let prover = Prover::new(Arc::clone(&opener));
         let roles = Arc::new(Roles::new(Arc::clone(&opener), Arc::clone(&commits)));
         let writer = Writer::new(Arc::clone(&opener), commits, Arc::clone(&identities));
+        let writer = Arc::new(writer);
+        let rotator =
+            SecretRotator::new(Arc::clone(&opener), Arc::clone(&writer), Arc::clone(&roles));
         Ok(Self {
             reader,
             records,
-            writer: Arc::new(writer),
+            writer,
+            rotator: Arc::new(rotator),
             adopter: Arc::new(adopter),
             prover: Arc::new(prover),
             taker: Arc::new(Taker::new(Arc::clone(&opener))),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::store::{
-    AuditedStore, BlockChange, IndexEntry, RecordChange, StoreError,
+    AuditedStore, BlockChange, IndexEntry, RecordChange, SealedSecret, StoreError,
     sites::{Divergent, RoleRow},
 };
 use kms_core::{
@@ -16,11 +16,13 @@ use kms_core::{
     audit::AuditEntry,
     block::{
         BlockMark,
-        extending::{Extension, Staged, TooLong},
+        extending::{Extension, Staged},
         keys::{BlockKeys, WRAP_KEY_LEN},
+        rotating::rewrite,
+        verified::Verified,
     },
     counters::{Line, LineName},
-    fact::{Fact, FactName},
+    fact::{BlockSecrets, Fact, FactName},
     record::Tombstone,
 };
 
@@ -38,6 +40,10 @@ pub struct Change {
     unsealed: Unsealed,
     staged: Staged,
     turn: Turn,
+    /// Seals that come with it.
+    seals: Vec<SealedSecret>,
+    /// All of the block comes under this secret, and the fact says so.
+    under: Option<(Unsealed, BlockSecrets)>,
 }
 
 /// A clear key as its record will have it.
@@ -60,6 +66,30 @@ impl Change {
     /// The version of the block's secret: what is wrapped under its `wrap` key holds as long as that is the same.
     pub fn secret_version(&self) -> u32 {
         self.staged.base().head().secret_version
+    }
+
+    fn of(unsealed: Unsealed, verified: Verified, turn: Turn) -> Self {
+        Self { unsealed, staged: Staged::on(verified), turn, seals: Vec::new(), under: None }
+    }
+
+    /// The block as it stands.
+    pub(super) fn base(&self) -> &Verified {
+        self.staged.base()
+    }
+
+    /// Its subkeys.
+    pub(super) fn unsealed(&self) -> &Unsealed {
+        &self.unsealed
+    }
+
+    /// A seal comes to be with the change.
+    pub(super) fn add_seal(&mut self, seal: SealedSecret) {
+        self.seals.push(seal);
+    }
+
+    /// All of the block, as it stands, comes under this secret. Nothing else may be staged.
+    pub(super) fn rewrite_under(&mut self, unsealed: Unsealed, secrets: BlockSecrets) {
+        self.under = Some((unsealed, secrets));
     }
 
     /// The block's `wrap` key, where it lies in the arena.
@@ -153,7 +183,7 @@ impl Change {
 
     /// Whether anything is staged.
     pub fn is_empty(&self) -> bool {
-        self.staged.is_empty()
+        self.staged.is_empty() && self.under.is_none()
     }
 
     /// The identity of a secret of free length of this meter.
@@ -161,18 +191,35 @@ impl Change {
         self.unsealed.keys.secret_fingerprint(title, secret)
     }
 
-    /// The store's change, by which the block becomes what `extension` of it is.
-    fn commit_of(&self, extension: &Extension) -> BlockChange {
-        let both = self.staged.records().zip(&extension.records);
-        let change = |(record, stored): (&Record, &StoredRecord)| RecordChange {
-            record: stored.clone(),
-            index: IndexEntry::of(record),
+    /// The step to the block's next state; and the store's change, by which it becomes that.
+    fn sealed(&self, epoch: Epoch) -> Result<(Extension, BlockChange), KeyringError> {
+        let Some((under, secrets)) = &self.under else {
+            let extension = self.staged.seal(&self.unsealed.keys, epoch)?;
+            let index = self.staged.records().map(IndexEntry::of);
+            let change = self.commit_of(&extension, index);
+            return Ok((extension, change));
         };
+        let both = (self.unsealed.under(), under.under());
+        let rewritten = rewrite(self.staged.base(), both, secrets, epoch);
+        let (extension, records) = rewritten.map_err(|why| KeyringError::NotWrapped {
+            block: self.block(),
+            what: format!("it can't come under another secret: {why}"),
+        })?;
+        let change = self.commit_of(&extension, records.iter().map(IndexEntry::of));
+        Ok((extension, change))
+    }
+
+    fn commit_of(
+        &self,
+        extension: &Extension,
+        index: impl Iterator<Item = IndexEntry>,
+    ) -> BlockChange {
+        let both = index.zip(extension.records.iter().cloned());
         BlockChange {
             expected: Some(self.staged.base().head().position),
             head: extension.head.clone(),
-            seals: Vec::new(),
-            records: both.map(change).collect(),
+            seals: self.seals.clone(),
+            records: both.map(|(index, record)| RecordChange { record, index }).collect(),
         }
     }
 }
@@ -218,7 +265,7 @@ impl Writer {
         for block in blocks {
             let turn = self.opener.turns.take(block).await;
             let (unsealed, verified) = self.opener.verified(block).await?;
-            changes.push(Change { unsealed, staged: Staged::on(verified), turn });
+            changes.push(Change::of(unsealed, verified, turn));
         }
         Ok(changes)
     }
@@ -238,7 +285,7 @@ impl Writer {
             let turn = self.opener.turns.take(block).await;
             let keys: Vec<RecordKey> = keys.into_iter().collect();
             let (unsealed, verified) = self.opener.verified_for(block, &keys).await?;
-            changes.push(Change { unsealed, staged: Staged::on(verified), turn });
+            changes.push(Change::of(unsealed, verified, turn));
         }
         Ok(changes)
     }
@@ -262,10 +309,9 @@ impl Writer {
         if !role.writes() && !changes.is_empty() {
             return Err(self.not_writer(epoch));
         }
-        let seal = |change: &Change| change.staged.seal(&change.unsealed.keys, epoch);
-        let sealed: Vec<Extension> = changes.iter().map(seal).collect::<Result<_, TooLong>>()?;
-        let commits: Vec<BlockChange> =
-            changes.iter().zip(&sealed).map(|(change, new)| change.commit_of(new)).collect();
+        let both = changes.iter().map(|change| change.sealed(epoch));
+        let (sealed, commits): (Vec<Extension>, Vec<BlockChange>) =
+            both.collect::<Result<Vec<_>, _>>()?.into_iter().unzip();
         if commits.is_empty() && entries.is_empty() {
             return Ok(Vec::new());
         }
@@ -316,11 +362,12 @@ impl Writer {
     /// Publishes what was just committed.
     fn publish_committed(&self, changes: Vec<Change>, sealed: Vec<Extension>) -> Vec<BlockMark> {
         let both = changes.into_iter().zip(sealed);
-        let changed = both.map(|(Change { unsealed, staged, turn }, extension)| Changed {
-            verified: staged.extended(extension),
-            unsealed,
-            turn,
-        });
+        let changed =
+            both.map(|(Change { unsealed, staged, turn, under, .. }, extension)| Changed {
+                verified: staged.extended(extension),
+                unsealed: under.map_or(unsealed, |(under, _)| under),
+                turn,
+            });
         publish(&self.opener, changed.collect())
     }
 

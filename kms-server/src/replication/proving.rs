@@ -27,7 +27,7 @@ use crate::{
 use kms_core::{
     BlockCount, BlockNo, Epoch, Head,
     block::{BlockMark, proof::Challenge},
-    ports::{Clock, Randomness},
+    ports::{Clock, PeersProofs, Randomness},
     site::{
         proving::{Outcome, Proofs, follows, may_ask},
         readiness::{ReadinessReport, SignedReadiness},
@@ -415,4 +415,19 @@ impl Proving {
 
 fn mark(head: &Head) -> BlockMark {
     BlockMark { block: head.block, position: head.position, digest: head.digest }
+}
+#[async_trait::async_trait]
+impl PeersProofs for Proving {
+    async fn prove(
+        &self,
+        blocks: &[BlockNo],
+    ) -> Result<Vec<(BlockNo, Result<(), String>)>, String> {
+        let outcome = |proven| match proven {
+            Proven::Yes => Ok(()),
+            Proven::No(why) => Err(why),
+            Proven::Moved => Err("it has another state of the block, yet".to_owned()),
+        };
+        let proven = self.prove_now(blocks).await?;
+        Ok(proven.into_iter().map(|(block, proven)| (block, outcome(proven))).collect())
+    }
 }

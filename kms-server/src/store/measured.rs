@@ -12,6 +12,7 @@ use super::{
     floors::{FloorRun, FloorStore},
     papers::{Paper, PaperStore, Strange},
     peer_audit::PeerAuditStore,
+    seals::{Retirement, SealStore},
     sites::{
         BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, PeerStep, RoleRow,
         RoleStep,
@@ -80,9 +81,11 @@ enum Operation {
     PeerAuditAppend,
     Approvals,
     PutApproval,
+    FormerSeals,
+    RetireSeals,
 }
 
-const OPERATIONS: [&str; 36] = [
+const OPERATIONS: [&str; 38] = [
     "domain",
     "heads",
     "block",
@@ -119,6 +122,8 @@ const OPERATIONS: [&str; 36] = [
     "peer_audit_append",
     "approvals",
     "put_approval",
+    "former_seals",
+    "retire_seals",
 ];
 
 const OUTCOMES: [&str; 11] = [
@@ -420,6 +425,17 @@ impl<S: FloorStore + ?Sized> FloorStore for Measured<S> {
 
     async fn put_floors(&self, rows: &[FloorRow], run: &FloorRun) -> Result<(), StoreError> {
         self.measure(Operation::PutFloors, self.inner.put_floors(rows, run)).await
+    }
+}
+
+#[async_trait]
+impl<S: SealStore + ?Sized> SealStore for Measured<S> {
+    async fn former_seals(&self) -> Result<Vec<BlockNo>, StoreError> {
+        self.measure(Operation::FormerSeals, self.inner.former_seals()).await
+    }
+
+    async fn retire_seals(&self, retirement: &Retirement) -> Result<bool, StoreError> {
+        self.measure(Operation::RetireSeals, self.inner.retire_seals(retirement)).await
     }
 }
 

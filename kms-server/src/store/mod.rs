@@ -14,6 +14,7 @@ pub mod papers;
 pub mod peer_audit;
 pub mod postgres;
 pub mod rules;
+pub mod seals;
 pub mod sites;
 pub mod sqlite;
 pub mod tokens;
@@ -38,6 +39,7 @@ pub use nouns::{
 };
 use papers::{PaperStore, Strange};
 use peer_audit::PeerAuditStore;
+use seals::SealStore;
 use sites::{
     BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, PeerStep, RoleRow,
     RoleStep,
@@ -263,7 +265,14 @@ pub trait ApprovalStore: Send + Sync + 'static {
 /// Writing: one method a fact that can become true.
 #[async_trait]
 pub trait WriteStore:
-    ReadStore + AuditStore + ApprovalStore + CounterStore + FloorStore + PaperStore + PeerAuditStore
+    ReadStore
+    + AuditStore
+    + ApprovalStore
+    + CounterStore
+    + FloorStore
+    + PaperStore
+    + PeerAuditStore
+    + SealStore
 {
     /// The domain comes to be, with all that it has from then on, or nothing does.
     /// [`StoreError::Taken`] if there is one.

@@ -26,6 +26,7 @@ mod pooling;
 mod read;
 mod role;
 mod rows;
+mod seals;
 mod sites;
 mod tokens;
 mod waiting;

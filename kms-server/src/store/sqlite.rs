@@ -18,6 +18,7 @@ mod pieces;
 mod read;
 mod role;
 mod rows;
+mod seals;
 mod sites;
 mod tokens;
 mod waiting;

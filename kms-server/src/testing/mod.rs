@@ -26,6 +26,7 @@ mod restored;
 mod roles;
 mod rotation;
 mod second_token;
+mod secrets;
 mod transmitting;
 mod two_sites;
 

@@ -39,6 +39,7 @@ use crate::{
         self, CallerName, Limits, PeerClient, PeerConfig, Policy, Replicating, ReplicationParts,
         Role, TlsConfig,
     },
+    site_keys::BlockSecretRotation,
     store::{BlockChange, SealedSecret, StoredBlock, sites::PeerStep},
     transmitting::{OtherSite, Transmitting},
 };
@@ -139,7 +140,7 @@ pub(crate) async fn enrol_in(site: &Site, other: &Site, met: EnrolledIn) {
         site: other.domain.site.clone(),
         kind: other.domain.kind,
         signing: other.hsm.public_key().await.unwrap(),
-        transport_block: vec![9; 16],
+        transport_block: other.hsm.transport_block_key().await.unwrap().to_der(),
         enrolled_ms: 1,
         former: Vec::new(),
         enrolled_in: Some(met),
@@ -249,6 +250,7 @@ pub(crate) struct Running {
     pub(crate) makeup: Arc<OwnMakeup>,
     /// Its changes of meters, which ask the other site for proofs.
     pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) rotation: Arc<BlockSecretRotation>,
     tasks: Vec<AbortHandle>,
     server: JoinHandle<()>,
     stop: Option<oneshot::Sender<()>>,
@@ -337,11 +339,16 @@ impl Running {
             planning: Arc::clone(&planning),
             makeup: Arc::clone(&makeup),
         };
+        let rotation = site.rotation(Some(Arc::clone(&proving) as _));
         let (stop, stopped) = oneshot::channel::<()>();
         let (ready, bound) = oneshot::channel();
         let served = rpc::serve(
             network.config(&name),
-            parts(&site, replicating, Arc::clone(&transmitting), Arc::clone(&lifecycle)),
+            parts(
+                &site,
+                replicating,
+                (Arc::clone(&transmitting), Arc::clone(&lifecycle), Arc::clone(&rotation)),
+            ),
             async { drop(stopped.await) },
             ready,
         );
@@ -377,6 +384,7 @@ impl Running {
             auditing,
             makeup,
             lifecycle,
+            rotation,
             tasks,
             server,
             stop: Some(stop),
@@ -402,8 +410,11 @@ fn lifecycle_of(site: &Site, proofs: Arc<OnDemand>) -> Lifecycle {
 fn parts(
     site: &Arc<Site>,
     replicating: Replicating,
-    transmitting: Arc<Transmitting>,
-    lifecycle: Arc<Lifecycle>,
+    (transmitting, lifecycle, rotation): (
+        Arc<Transmitting>,
+        Arc<Lifecycle>,
+        Arc<BlockSecretRotation>,
+    ),
 ) -> rpc::Parts {
     let token = site.hsm.clone();
     rpc::Parts {
@@ -415,6 +426,7 @@ fn parts(
         associations: Arc::new(site.associations(Arc::clone(&transmitting), Arc::default())),
         transmitting,
         lifecycle,
+        rotation,
         keyring: Arc::clone(&site.keyring.overview),
         token_status: Arc::new(move || token.status()),
         store: site.measured.clone(),

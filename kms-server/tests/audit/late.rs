@@ -24,6 +24,7 @@ use kms_server::{
         floors::{FloorRun, FloorStore},
         papers::{Paper, PaperStore, Strange},
         peer_audit::PeerAuditStore,
+        seals::{Retirement, SealStore},
         sites::{
             BlockAdoption, BlockChanges, DivergenceAsked, Divergent, FollowerLock, PeerStep,
             RoleRow, RoleStep,
@@ -217,6 +218,16 @@ impl CounterStore for Lossy {
         marks: &[(BlockNo, Witnessed)],
     ) -> Result<(), StoreError> {
         self.inner.witness_marks(site, marks).await
+    }
+}
+
+#[async_trait]
+impl SealStore for Lossy {
+    async fn former_seals(&self) -> Result<Vec<BlockNo>, StoreError> {
+        self.inner.former_seals().await
+    }
+    async fn retire_seals(&self, retirement: &Retirement) -> Result<bool, StoreError> {
+        self.inner.retire_seals(retirement).await
     }
 }
 

@@ -29,7 +29,9 @@ use kms_core::{
     audit::{AuditedCall, ChainTip, Checkpoint, NodeId},
     counters::allocator::Witnessed,
     freshness::{Freshness, HeadTable},
-    ports::{Clock, CounterMemory, HeadWitness, KnownTips, Randomness as _, WitnessFailed},
+    ports::{
+        Clock, CounterMemory, HeadWitness, KnownTips, PeersProofs, Randomness as _, WitnessFailed,
+    },
     profile::Profiles,
     site::peer::PeerKind,
 };
@@ -45,6 +47,7 @@ use kms_server::{
     },
     lifecycle::{self, Evidence, ImportResult, ImportRules, Lifecycle, NewKey, NewMeter},
     replication::{Ledger, Noted},
+    site_keys::{self, BlockSecretRotation},
     store::{
         AuditedStore, BlockChange, Founding, WriteStore,
         measured::Measured,
@@ -320,6 +323,11 @@ impl Site {
         }
     }
 
+    /// The rotation of its secrets, to be taken by hand.
+    pub fn rotation(&self, peer: Option<Arc<dyn PeersProofs>>) -> Arc<BlockSecretRotation> {
+        rotation_of(&self.keyring, &self.clock, peer)
+    }
+
     /// What is sent to meters, at this site's node: as a single site, or asking the other one.
     pub fn transmitting(
         &self,
@@ -408,6 +416,24 @@ impl Site {
 }
 
 /// The tests' runtime: as the server's, with two workers.
+/// The rotation of the secrets of a site with this keyring, to be taken by hand.
+pub fn rotation_of(
+    keyring: &Keyring,
+    clock: &Arc<dyn Clock>,
+    peer: Option<Arc<dyn PeersProofs>>,
+) -> Arc<BlockSecretRotation> {
+    let parts = site_keys::Parts {
+        rotator: Arc::clone(&keyring.rotator),
+        prover: Arc::clone(&keyring.prover),
+        peer,
+        site: keyring.counting.domain().site.clone(),
+        clock: Arc::clone(clock),
+        randomness: Arc::new(OperatingSystem),
+    };
+    let config = site_keys::Config { pause: Duration::ZERO, ..site_keys::Config::default() };
+    Arc::new(BlockSecretRotation::new(parts, config))
+}
+
 pub fn run(test: impl Future<Output = ()>) {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

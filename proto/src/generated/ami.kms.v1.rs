@@ -7853,6 +7853,44 @@ pub struct AdmitEpochRequest {
     #[prost(uint64, tag = "1")]
     pub epoch: u64,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotateBlockSecretsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RotateBlockSecretsResponse {
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<BlockSecretRotation>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetBlockSecretRotationRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetBlockSecretRotationResponse {
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<BlockSecretRotation>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct BlockSecretRotation {
+    /// The number of the rotation; 0: there was none.
+    #[prost(uint32, tag = "1")]
+    pub generation: u32,
+    /// When it was asked for; milliseconds since 1970.
+    #[prost(uint64, tag = "2")]
+    pub asked_ms: u64,
+    /// All blocks of the domain.
+    #[prost(uint32, tag = "3")]
+    pub blocks: u32,
+    /// Blocks that have a new secret, and are under the former one still.
+    #[prost(uint32, tag = "4")]
+    pub staged: u32,
+    /// Blocks that are under the new one, and keep the former one until both sites have proved that.
+    #[prost(uint32, tag = "5")]
+    pub rewritten: u32,
+    /// Blocks that are done.
+    #[prost(uint32, tag = "6")]
+    pub retired: u32,
+    /// Blocks that wait: the first hundred.
+    #[prost(message, repeated, tag = "7")]
+    pub waiting: ::prost::alloc::vec::Vec<BlockLeft>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForgetRevocationListRequest {
     /// 32 bytes, as the refusal of an older list names it.
@@ -8816,6 +8854,57 @@ pub mod site_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Site", "ForgetRevocationList"));
             self.inner.unary(req, path, codec).await
         }
+        /// Has the secrets of all blocks rotated, one after the other, while everything goes on. Asked of the site that writes;
+        /// whoever writes later goes on with it. While one is under way, to ask again changes nothing.
+        pub async fn rotate_block_secrets(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RotateBlockSecretsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RotateBlockSecretsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/RotateBlockSecrets",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "RotateBlockSecrets"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// How far that is, as this server reads it in its own blocks.
+        pub async fn get_block_secret_rotation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetBlockSecretRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetBlockSecretRotationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/GetBlockSecretRotation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "GetBlockSecretRotation"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The signed report of what the site that follows has proved: the newest, and the last one that was complete.
         pub async fn get_readiness(
             &mut self,
@@ -8953,6 +9042,23 @@ pub mod site_server {
             request: tonic::Request<super::ForgetRevocationListRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ForgetRevocationListResponse>,
+            tonic::Status,
+        >;
+        /// Has the secrets of all blocks rotated, one after the other, while everything goes on. Asked of the site that writes;
+        /// whoever writes later goes on with it. While one is under way, to ask again changes nothing.
+        async fn rotate_block_secrets(
+            &self,
+            request: tonic::Request<super::RotateBlockSecretsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RotateBlockSecretsResponse>,
+            tonic::Status,
+        >;
+        /// How far that is, as this server reads it in its own blocks.
+        async fn get_block_secret_rotation(
+            &self,
+            request: tonic::Request<super::GetBlockSecretRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetBlockSecretRotationResponse>,
             tonic::Status,
         >;
         /// The signed report of what the site that follows has proved: the newest, and the last one that was complete.
@@ -9429,6 +9535,97 @@ pub mod site_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ForgetRevocationListSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/RotateBlockSecrets" => {
+                    #[allow(non_camel_case_types)]
+                    struct RotateBlockSecretsSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::UnaryService<super::RotateBlockSecretsRequest>
+                    for RotateBlockSecretsSvc<T> {
+                        type Response = super::RotateBlockSecretsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RotateBlockSecretsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::rotate_block_secrets(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RotateBlockSecretsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/GetBlockSecretRotation" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetBlockSecretRotationSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::UnaryService<super::GetBlockSecretRotationRequest>
+                    for GetBlockSecretRotationSvc<T> {
+                        type Response = super::GetBlockSecretRotationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetBlockSecretRotationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::get_block_secret_rotation(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetBlockSecretRotationSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -1,6 +1,7 @@
 //! The file of rules, and what they say of a call.
 
 use std::{
+    cell::Cell,
     collections::HashMap,
     env,
     ffi::OsString,
@@ -31,6 +32,8 @@ pub(super) struct Rule {
     gives: Option<Vec<u8>>,
     delay_ms: u64,
     hang: bool,
+    inside: Option<u64>,
+    alone: bool,
     exit: Option<u64>,
 }
 
@@ -54,7 +57,15 @@ pub(super) struct Verdict {
     pub(super) garble: Option<Garble>,
     /// These bytes are what it gives.
     pub(super) gives: Option<Vec<u8>>,
+    /// Held in its middle, after so many places.
+    inside: Option<u64>,
+    /// Made on the thread that is the library's alone.
+    pub(super) alone: bool,
+    stamp: Stamp,
 }
+
+/// Device, inode and time of the file as it was read.
+type Stamp = Option<(u64, u64, i64, i64)>;
 
 /// A line that says nothing that we know.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -89,10 +100,15 @@ pub(super) fn parse(text: &str) -> Result<(Vec<Rule>, bool), BadRule> {
 
 impl Rule {
     fn read(&mut self, word: &str) -> Option<()> {
-        if word == "hang" {
-            self.hang = true;
-            return Some(());
+        match word {
+            "hang" => self.hang = true,
+            "alone" => self.alone = true,
+            _ => return self.read_value(word),
         }
+        Some(())
+    }
+
+    fn read_value(&mut self, word: &str) -> Option<()> {
         let (name, value) = word.split_once('=')?;
         if name == "garble" {
             self.garble = Some(match value {
@@ -121,6 +137,7 @@ impl Rule {
             "answer" => self.answer = Some(value),
             "delay_ms" => self.delay_ms = value,
             "exit" => self.exit = Some(value),
+            "inside" => self.inside = Some(value),
             _ => return None,
         }
         Some(())
@@ -148,8 +165,7 @@ fn bytes_of(text: &str) -> Option<Vec<u8>> {
 /// What the file said when it was last read.
 #[derive(Default)]
 struct State {
-    /// Device, inode and time of the file that was read.
-    stamp: Option<(u64, u64, i64, i64)>,
+    stamp: Stamp,
     rules: Vec<Rule>,
     seen: Vec<u64>,
     log: bool,
@@ -170,7 +186,7 @@ pub(super) fn log_of(control: &Path) -> PathBuf {
     control.with_added_extension("calls")
 }
 
-fn stamp_of(path: &Path) -> Option<(u64, u64, i64, i64)> {
+fn stamp_of(path: &Path) -> Stamp {
     let data = fs::metadata(path).ok()?;
     Some((data.dev(), data.ino(), data.mtime(), data.mtime_nsec()))
 }
@@ -216,6 +232,8 @@ pub(super) fn meet(function: &'static str, mechanism: Option<u64>) -> Verdict {
             }
             wait += Duration::from_millis(rule.delay_ms);
             hang |= rule.hang;
+            verdict.inside = verdict.inside.or(rule.inside);
+            verdict.alone |= rule.alone;
             verdict.instead = verdict.instead.or(rule.code);
             verdict.answer = verdict.answer.or(rule.answer);
             verdict.garble = verdict.garble.or(rule.garble);
@@ -223,11 +241,85 @@ pub(super) fn meet(function: &'static str, mechanism: Option<u64>) -> Verdict {
         }
         *stamp
     };
+    verdict.stamp = stamp;
     thread::sleep(wait);
     while hang && stamp_of(&path) == stamp {
         thread::sleep(LOOK);
     }
     verdict
+}
+
+/// What a library does in the middle of a call.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Place {
+    /// It wraps or unwraps.
+    Ciphers,
+    /// It takes random bytes: a place in the making of keys alone, elsewhere they mask what it keeps.
+    Random,
+}
+
+/// A call that is to be held in its middle.
+#[derive(Clone, Copy)]
+struct Hold {
+    function: &'static str,
+    /// Places to pass before.
+    places: u64,
+    stamp: Stamp,
+    /// An address of this thread's stack, and one of what it allocates.
+    addresses: [usize; 2],
+}
+
+thread_local! {
+    static HOLD: Cell<Option<Hold>> = const { Cell::new(None) };
+}
+
+/// Makes a call, which [`pass`] may hold.
+pub(super) fn within<T>(verdict: &Verdict, function: &'static str, call: impl FnOnce() -> T) -> T {
+    if let Some(places) = verdict.inside {
+        let (stack, heap) = (0_u8, Box::new(0_u8));
+        let addresses = [&raw const stack as usize, &raw const *heap as usize];
+        HOLD.set(Some(Hold { function, places, stamp: verdict.stamp, addresses }));
+    }
+    let made = call();
+    HOLD.set(None);
+    made
+}
+
+/// Passes a place, and stops behind it if that is asked for: what a generator ciphers within is no place.
+pub(super) fn pass<T>(kind: Place, work: impl FnOnce() -> T) -> T {
+    let aside = if kind == Place::Random { HOLD.take() } else { None };
+    let done = work();
+    if aside.is_some() {
+        HOLD.set(aside);
+    }
+    place(kind);
+    done
+}
+
+/// In the middle of a call, of this kind: waits there until the file changes, if that is asked for.
+fn place(kind: Place) {
+    let Some(hold) = HOLD.get() else { return };
+    let makes = hold.function.starts_with("C_GenerateKey");
+    let (true, Some(path)) = (makes == (kind == Place::Random), control()) else { return };
+    HOLD.set(None);
+    if let Some(places) = hold.places.checked_sub(1) {
+        return HOLD.set(Some(Hold { places, ..hold }));
+    }
+    let [stack, heap] = hold.addresses;
+    let (told, new) = (held_of(&path), held_of(&path).with_added_extension("new"));
+    let text = format!("{} {stack} {heap}", hold.function);
+    if fs::write(&new, text).and_then(|()| fs::rename(&new, &told)).is_err() {
+        // Whoever waits for it would wait in vain.
+        std::process::abort();
+    }
+    while stamp_of(&path) == hold.stamp {
+        thread::sleep(LOOK);
+    }
+}
+
+/// Where it is told which call is held.
+pub(super) fn held_of(control: &Path) -> PathBuf {
+    control.with_added_extension("held")
 }
 
 /// Writes a call down, if that is asked for.

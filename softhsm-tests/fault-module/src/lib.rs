@@ -25,6 +25,8 @@
 //! | `gives=HEX` | the call is made, and what it gives are these bytes, as far as they go |
 //! | `delay_ms=N` | first it waits |
 //! | `hang` | it waits until the file changes |
+//! | `inside=N` | it waits in its middle until the file changes: the N-th time, from 0, that the library wraps or unwraps, or where it makes a key takes random bytes. Only where this module is also preloaded (`LD_PRELOAD`) |
+//! | `alone` | it is made on a thread that is the library's alone, whose stack and heap are therefore its, too |
 //! | `exit=N` | the process ends |
 //! | `log` | alone on its line: each call is written to the file's name with `.calls` added |
 //!
@@ -63,6 +65,7 @@ impl Faults {
         if let Err(bad) = control::parse(rules) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, bad));
         }
+        let _ = fs::remove_file(control::held_of(&self.0));
         // Renamed into place: the module reads a file that is whole, and another than before.
         let new = self.0.with_added_extension("new");
         fs::write(&new, rules)?;
@@ -78,6 +81,28 @@ impl Faults {
     pub fn calls(&self) -> Vec<String> {
         let text = fs::read_to_string(control::log_of(&self.0)).unwrap_or_default();
         text.lines().map(str::to_owned).collect()
+    }
+}
+
+/// A call that is held in its middle.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The function.
+    pub function: String,
+    /// An address in the stack of the thread that makes it.
+    pub stack: u64,
+    /// One of what that thread allocates.
+    pub heap: u64,
+}
+
+impl Faults {
+    /// The call that is held since the rules were set.
+    pub fn held(&self) -> Option<Held> {
+        let text = fs::read_to_string(control::held_of(&self.0)).ok()?;
+        let mut words = text.split(' ');
+        let function = words.next()?.to_owned();
+        let mut address = || words.next()?.parse().ok();
+        Some(Held { function, stack: address()?, heap: address()? })
     }
 }
 

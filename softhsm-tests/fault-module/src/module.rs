@@ -6,11 +6,16 @@
 )]
 #![allow(non_snake_case, reason = "names of the standard")]
 
-use std::{ffi::c_void, ptr, slice, sync::OnceLock};
+use std::{
+    ffi::{CStr, c_char, c_int, c_void},
+    mem, ptr, slice,
+    sync::{Condvar, Mutex, MutexGuard, Once, OnceLock, PoisonError},
+    thread,
+};
 
 use cryptoki_sys::*;
 
-use super::control::{self, Garble, Verdict};
+use super::control::{self, Garble, Place, Verdict};
 
 /// A handle, as something that a call gives.
 const HANDLE: CK_ULONG = size_of::<CK_OBJECT_HANDLE>() as CK_ULONG;
@@ -34,7 +39,7 @@ fn real() -> Option<&'static CK_FUNCTION_LIST> {
         // SAFETY: CKR_OK says that it points to the module's list, which is never freed.
         let functions = unsafe { *list };
         // Never unloaded: its functions are called until the process ends.
-        std::mem::forget(module);
+        mem::forget(module);
         Some(functions)
     };
     REAL.get_or_init(load).as_ref()
@@ -117,6 +122,96 @@ macro_rules! garble {
     };
 }
 
+/// What is done on the library's thread, for a caller who waits there until it is done.
+struct Work(*mut (dyn FnMut() + 'static));
+
+// SAFETY: one thread at a time has it: the caller's waits until the library's is done with it.
+unsafe impl Send for Work {}
+
+enum Desk {
+    Free,
+    Given(Work),
+    Done,
+}
+
+static DESK: Mutex<Desk> = Mutex::new(Desk::Free);
+static CHANGED: Condvar = Condvar::new();
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn wait_while(busy: impl Fn(&Desk) -> bool) -> MutexGuard<'static, Desk> {
+    CHANGED.wait_while(lock(&DESK), |desk| busy(desk)).unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Works on a thread that does nothing else: its stack is the library's, and so is the part of the heap that the C
+/// library gives to each thread. Nothing is allocated here and freed there, or the other way round.
+fn alone(work: &mut dyn FnMut()) {
+    static WORKER: Once = Once::new();
+    static TURN: Mutex<()> = Mutex::new(());
+    WORKER.call_once(|| drop(thread::spawn(serve)));
+    let _turn = lock(&TURN);
+    // SAFETY: only its lifetime is forgotten, and this function returns when it is no longer used.
+    let work =
+        unsafe { mem::transmute::<*mut (dyn FnMut() + '_), *mut (dyn FnMut() + 'static)>(work) };
+    *lock(&DESK) = Desk::Given(Work(work));
+    CHANGED.notify_all();
+    *wait_while(|desk| !matches!(desk, Desk::Done)) = Desk::Free;
+}
+
+fn serve() {
+    loop {
+        let mut desk = wait_while(|desk| !matches!(desk, Desk::Given(_)));
+        if let Desk::Given(Work(work)) = mem::replace(&mut *desk, Desk::Free) {
+            drop(desk);
+            // SAFETY: whoever gave it waits, and has no other reference to it.
+            unsafe { (*work)() };
+            *lock(&DESK) = Desk::Done;
+            CHANGED.notify_all();
+        }
+    }
+}
+
+unsafe extern "C" {
+    fn dlopen(file: *const c_char, flags: c_int) -> *mut c_void;
+    fn dlsym(library: *mut c_void, name: *const c_char) -> *mut c_void;
+}
+
+/// A function of the library that the token library ciphers with, which is loaded.
+fn of_libcrypto(name: &CStr) -> *mut c_void {
+    const LAZY: c_int = 1;
+    const IF_LOADED: c_int = 4;
+    // SAFETY: both names end in a zero; a library that is loaded already runs no code when it is opened.
+    unsafe { dlsym(dlopen(c"libcrypto.so.3".as_ptr(), LAZY | IF_LOADED), name.as_ptr()) }
+}
+
+/// Functions of OpenSSL that pass through here where this module is preloaded: the places in which a call is held.
+macro_rules! places {
+    ($($name:ident($($arg:ident: $of:ty),*) = $spelt:literal, $place:expr;)*) => {$(
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name($($arg: $of),*) -> c_int {
+            type Function = unsafe extern "C" fn($($of),*) -> c_int;
+            static REAL: OnceLock<Option<Function>> = OnceLock::new();
+            let load = || {
+                let at = of_libcrypto($spelt);
+                // SAFETY: a function of this name and these parameters, or null, which is `None`.
+                unsafe { mem::transmute::<*mut c_void, Option<Function>>(at) }
+            };
+            let Some(real) = *REAL.get_or_init(load) else { std::process::abort() };
+            // SAFETY: passed on as they came, to the function that they were for.
+            control::pass($place, || unsafe { real($($arg),*) })
+        }
+    )*};
+}
+
+places! {
+    EVP_CipherUpdate(a1: *mut c_void, a2: *mut u8, a3: *mut c_int, a4: *const u8, a5: c_int)
+        = c"EVP_CipherUpdate", Place::Ciphers;
+    EVP_CipherFinal_ex(a1: *mut c_void, a2: *mut u8, a3: *mut c_int) = c"EVP_CipherFinal_ex", Place::Ciphers;
+    RAND_bytes(a1: *mut u8, a2: c_int) = c"RAND_bytes", Place::Random;
+}
+
 macro_rules! functions {
     ($($name:ident($($arg:ident: $of:ty),*) {$($mechanism:ident)?} [$($out:ident),*];)*) => {
         $(
@@ -129,7 +224,11 @@ macro_rules! functions {
                     return call();
                 }
                 let verdict = control::meet(stringify!($name), mechanism!($($mechanism)?));
-                let made = if verdict.instead.is_none() { call() } else { CKR_OK };
+                let mut made = CKR_OK;
+                if verdict.instead.is_none() {
+                    let mut work = || made = control::within(&verdict, stringify!($name), call);
+                    if verdict.alone { alone(&mut work) } else { work() }
+                }
                 if verdict.instead.is_none() && made == CKR_OK {
                     garble!(&verdict, stringify!($name), $($out),*);
                 }

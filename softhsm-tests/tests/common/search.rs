@@ -30,6 +30,16 @@ impl Mapping {
         self.locked && !self.dumped && self.name.is_empty() && self.len() == arena_mib << 20
     }
 
+    /// Whether this address is in it.
+    pub fn holds(&self, address: u64) -> bool {
+        (self.start..self.end).contains(&address)
+    }
+
+    /// The file that it is of, if any.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     fn kind(&self, arena_mib: u64) -> String {
         match self.name.as_str() {
             _ if self.is_arena(arena_mib) => "arena".to_owned(),
@@ -161,7 +171,7 @@ pub fn base64(bytes: &[u8]) -> String {
 pub type Hits = BTreeMap<String, Vec<String>>;
 
 /// Where in the process's memory the needles are, and how many bytes were searched.
-fn scan(pid: u32, needles: &Needles, arena_mib: u64) -> io::Result<(Hits, u64)> {
+fn scan(pid: u32, needles: &Needles, kind: &dyn Fn(&Mapping) -> String) -> io::Result<(Hits, u64)> {
     let memory = File::open(format!("/proc/{pid}/mem"))?;
     let mut hits = Hits::new();
     let mut scanned = 0;
@@ -176,7 +186,7 @@ fn scan(pid: u32, needles: &Needles, arena_mib: u64) -> io::Result<(Hits, u64)> 
         }
         scanned += mapping.len();
         let names = needles.found(&bytes).into_iter().map(str::to_owned);
-        hits.entry(mapping.kind(arena_mib)).or_default().extend(names);
+        hits.entry(kind(&mapping)).or_default().extend(names);
     }
     hits.retain(|_, names| !names.is_empty());
     Ok((hits, scanned))
@@ -184,7 +194,17 @@ fn scan(pid: u32, needles: &Needles, arena_mib: u64) -> io::Result<(Hits, u64)> 
 
 /// Looks through the server's memory. `None` where this account may not: it says so.
 pub fn look(running: &Running, needles: &Needles, arena_mib: u64, what: &str) -> Option<Hits> {
-    match scan(running.pid(), needles, arena_mib) {
+    look_by(running.pid(), needles, &|mapping| mapping.kind(arena_mib), what)
+}
+
+/// The same with any process, and mappings told apart by `kind`.
+pub fn look_by(
+    pid: u32,
+    needles: &Needles,
+    kind: &dyn Fn(&Mapping) -> String,
+    what: &str,
+) -> Option<Hits> {
+    match scan(pid, needles, kind) {
         Ok((hits, scanned)) => {
             let counts: BTreeMap<&str, usize> =
                 hits.iter().map(|(kind, names)| (kind.as_str(), names.len())).collect();

@@ -13,7 +13,7 @@ use crate::format_arg::{Format, format_of};
 use crate::item_args::Items;
 use crate::key_args::KeyCommand;
 use crate::seal_args::Seal;
-use crate::site_args::{Enrol, Plan, SiteStatusArgs};
+use crate::site_args::{Enrol, Plan, RotateSecrets, SiteStatusArgs};
 use crate::triage_args::{CHECK_EXIT_CODES, CheckKeys, TRIAGE_EXIT_CODES, Triage};
 
 const EXIT_CODES: &str = "\
@@ -190,6 +190,8 @@ pub(crate) enum SiteCommand {
     },
     /// Take in a promotion of the other site that is more than one step ahead; takes a second person
     AdmitEpoch(AdmitEpoch),
+    /// Have the secrets of all blocks rotated, while everything goes on; or say how far that is
+    RotateSecrets(RotateSecrets),
     /// Forget how new an authority's revocation list was; takes a second person
     ForgetList(ForgetList),
 }

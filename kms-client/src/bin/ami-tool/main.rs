@@ -40,6 +40,7 @@ mod seal_args;
 mod seconds;
 mod site;
 mod site_args;
+mod site_keys;
 mod switchover;
 mod syncing;
 mod template;
@@ -133,6 +134,9 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
             SiteCommand::Switchover(what) => switchover::run(&client, what, json).await,
             SiteCommand::Divergence { command } => divergence::run(&client, command, json).await,
             SiteCommand::AdmitEpoch(what) => divergence::admit(&client, what, json).await,
+            SiteCommand::RotateSecrets(what) => {
+                site_keys::rotate_secrets(&client, what, json).await
+            }
             SiteCommand::ForgetList(what) => divergence::forget_list(&client, what, json).await,
         },
         Command::SyncMeter(what) => sync_meter(&client, what, json).await,

@@ -73,3 +73,13 @@ mod tests {
         }
     }
 }
+
+#[derive(Args)]
+pub(crate) struct RotateSecrets {
+    /// The site that writes, as the client's configuration calls it; needed where that names several
+    #[arg(value_name = "SITE")]
+    pub(crate) name: Option<String>,
+    /// Ask for nothing: say how far the last one is. The exit code says whether it is over
+    #[arg(long)]
+    pub(crate) status: bool,
+}

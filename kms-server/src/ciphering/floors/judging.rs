@@ -25,7 +25,7 @@ use kms_core::{
     BlockNo, SystemTitle, Verdict,
     audit::NodeId,
     counters::LineName,
-    floors::{FloorRow, Judged},
+    floors::{Floor, FloorRow, Judged},
     ports::Clock,
     triage::Standing,
 };
@@ -189,10 +189,9 @@ impl Floors {
         if rows.is_empty() {
             return Ok(());
         }
-        let key = self.keys.of(block, self.keys.site()).await.map_err(|error| error.to_string())?;
-        for row in rows {
+        let floors = self.verified(block, self.keys.site(), rows).await?;
+        for (row, floor) in rows.iter().zip(floors) {
             // One that is moved to another block does not verify there.
-            let floor = key.as_ref().and_then(|key| row.verified(key));
             match floor.filter(|_| row.block == block) {
                 Some(floor) => self
                     .shards
@@ -202,6 +201,25 @@ impl Floors {
             }
         }
         Ok(())
+    }
+
+    /// Which of these rows the site of this name wrote, under the block's secret or another one that is there.
+    pub(super) async fn verified(
+        &self,
+        block: BlockNo,
+        site: &str,
+        rows: &[FloorRow],
+    ) -> Result<Vec<Option<Floor>>, String> {
+        let key = self.keys.of(block, site).await.map_err(|error| error.to_string())?;
+        let mut floors: Vec<Option<Floor>> =
+            rows.iter().map(|row| key.as_ref().and_then(|key| row.verified(key))).collect();
+        if floors.iter().any(Option::is_none) {
+            let others = self.keys.others(block, site).await.map_err(|error| error.to_string())?;
+            for (floor, row) in floors.iter_mut().zip(rows).filter(|(floor, _)| floor.is_none()) {
+                *floor = others.iter().find_map(|key| row.verified(key));
+            }
+        }
+        Ok(floors)
     }
 
     fn note_jump(&self, arrival: &Arrival, skipped: u32) {

@@ -39,10 +39,10 @@ impl Floors {
         if !self.is_loaded(block) {
             self.load(block).await?;
         }
-        let key = self.keys.of(block, site).await.map_err(|error| error.to_string())?;
+        let floors = self.verified(block, site, rows).await?;
         let mut not_its_own = 0;
-        for row in rows {
-            match key.as_ref().and_then(|key| row.verified(key)) {
+        for (row, floor) in rows.iter().zip(floors) {
+            match floor {
                 Some(floor) => self
                     .shards
                     .adopt(block, &row.line, floor)

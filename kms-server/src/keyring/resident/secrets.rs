@@ -22,7 +22,8 @@ pub struct SealedHlsSecret {
 
 impl SealedHlsSecret {
     pub(super) fn open(&self, keys: &BlockKeys, title: &SystemTitle) -> Option<Zeroizing<Vec<u8>>> {
-        keys.open_secret(title, &self.id, &self.sealed).ok()
+        let secret = keys.open_secret(title, &self.id, &self.sealed).ok()?;
+        Some(Zeroizing::new(secret.expose_clear_key_bytes().to_vec()))
     }
 }
 

@@ -30,6 +30,8 @@ pub struct Stepped<T> {
 pub(super) struct About {
     pub(super) place: Option<Place>,
     pub(super) version: u16,
+    /// From now on it may be handed out without a proof of the other site.
+    pub(super) without_proof: bool,
 }
 
 impl Lifecycle {
@@ -70,6 +72,9 @@ impl Lifecycle {
         entry = entry.with(if changed { Detail::Updated } else { Detail::Unchanged }, 1);
         for (detail, number) in about.details() {
             entry = entry.with(detail, number);
+        }
+        if about.without_proof && changed {
+            entry = entry.with(Detail::WithoutProof, 1);
         }
         if changed {
             meter.changed_by = meter.changed_by.next(now_ms);

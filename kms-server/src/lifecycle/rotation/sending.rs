@@ -58,10 +58,12 @@ impl Lifecycle {
         let meter = self.get(id).await?.record;
         let (outgoing, staged) = outgoing(&meter, sending)?;
         let unreplicated = staged.life.transfer.as_ref().is_some_and(|it| it.unreplicated);
+        // Asked before it is noted as sent, so that nothing is noted of what can't be handed out.
         if !unreplicated && let Proved::No(why) = self.prove_key(&outgoing.title, &staged).await {
             return Err(not_proved(&why));
         }
-        let about = About { place: Some(sending.place), version: outgoing.version };
+        let about =
+            About { place: Some(sending.place), version: outgoing.version, without_proof: false };
         let wanted = staged.id;
         let stepped = self
             .step(call, id, about, |meter, now_ms| {
@@ -73,9 +75,16 @@ impl Lifecycle {
                 let transfer = transfer.ok_or(NotDone::NothingStaged { kind, setup })?;
                 let first = transfer.sent_ms.is_none();
                 transfer.sent_ms.get_or_insert(now_ms);
-                Ok((first, ()))
+                Ok((first, first))
             })
             .await?;
+        // The other site knows that the meter may hold it, too, before the meter can.
+        if stepped.said && !unreplicated {
+            let block = self.records.block_of(&outgoing.title);
+            if let Proved::No(why) = self.proofs.prove(&[block]).await {
+                return Err(not_proved(&why));
+            }
+        }
         // Decided on the record as it is now.
         let (outgoing, _) = self::outgoing(&stepped.meter, sending)?;
         Ok(outgoing)

@@ -81,6 +81,14 @@ impl Lifecycle {
         let found = meter.keys.iter().find(|it| it.id == key).cloned();
         let key = found.ok_or(LifecycleError::Busy)?;
         let proved = self.prove_key(&meter.system_title, &key).await;
+        if wish.allow_unreplicated && matches!(proved, Proved::No(_)) {
+            tracing::warn!(
+                meter = %meter.meter_id,
+                kind = %key.kind,
+                version = key.version,
+                "a staged key may be handed out that the other site has not proved: if this site is lost, so is the meter"
+            );
+        }
         Ok(StagedKey { meter, key, already, proved })
     }
 
@@ -142,7 +150,8 @@ impl Lifecycle {
         id: &MeterId,
         wish: &Wish,
     ) -> Result<(), LifecycleError> {
-        let about = About { place: Some(wish.place), version: 0 };
+        let without_proof = wish.allow_unreplicated;
+        let about = About { place: Some(wish.place), version: 0, without_proof };
         let step = |meter: &mut MeterRecord, _| {
             let staged = wish.place.staged(meter).map(|key| key.id);
             let key = meter.keys.iter_mut().find(|key| Some(key.id) == staged);
@@ -274,7 +283,8 @@ fn titles(meter: &MeterRecord, place: Place) -> BTreeSet<SystemTitle> {
 }
 
 fn said(entry: AuditEntry, wish: &Wish, fresh: &Fresh) -> AuditEntry {
-    let about = About { place: Some(wish.place), version: fresh.plan.version };
+    let about =
+        About { place: Some(wish.place), version: fresh.plan.version, without_proof: false };
     let entry = entry.with(Detail::KeysAdded, 1);
     let entry = about.details().fold(entry, |entry, (detail, number)| entry.with(detail, number));
     match wish.allow_unreplicated {

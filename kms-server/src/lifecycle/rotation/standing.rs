@@ -21,7 +21,7 @@ impl Lifecycle {
         place: Place,
         result: TransferResult,
     ) -> Result<Stepped<Option<Proved>>, LifecycleError> {
-        let about = About { place: Some(place), version: 0 };
+        let about = About { place: Some(place), version: 0, without_proof: false };
         let times = self.config.times;
         self.step(call, id, about, |meter, now_ms| {
             Ok((true, answered(meter, place, result, (&times, now_ms))?))
@@ -36,7 +36,7 @@ impl Lifecycle {
         id: &MeterId,
         (place, version): (Place, u16),
     ) -> Result<Stepped<bool>, LifecycleError> {
-        let about = About { place: Some(place), version };
+        let about = About { place: Some(place), version, without_proof: false };
         self.step(call, id, about, |meter, now_ms| {
             let changed = prefer(meter, place, version, now_ms)?;
             Ok((changed, changed))
@@ -56,7 +56,7 @@ impl Lifecycle {
         filled.map_err(|error| {
             LifecycleError::Refused(refusal(RefusalCode::NoRandomness, error.to_string()))
         })?;
-        let about = About { place: Some(place), version };
+        let about = About { place: Some(place), version, without_proof: false };
         self.step(call, id, about, |meter, now_ms| {
             Ok((true, revive(meter, place, version, KeyId(fresh), now_ms)?))
         })
@@ -70,7 +70,7 @@ impl Lifecycle {
         id: &MeterId,
         (place, version): (Place, u16),
     ) -> Result<Stepped<KeyState>, LifecycleError> {
-        let about = About { place: Some(place), version };
+        let about = About { place: Some(place), version, without_proof: false };
         self.step(call, id, about, |meter, now_ms| {
             let before = place.version(meter, version)?.state;
             let state = compromise(meter, place, version, now_ms)?;
@@ -87,7 +87,7 @@ impl Lifecycle {
         (place, version): (Place, u16),
         last_way: bool,
     ) -> Result<Stepped<u64>, LifecycleError> {
-        let about = About { place: Some(place), version };
+        let about = About { place: Some(place), version, without_proof: false };
         let delay_ms = self.config.times.destroy_delay_ms;
         self.step(call, id, about, |meter, now_ms| {
             let before = place.version(meter, version)?.life.destroy_at_ms;
@@ -105,7 +105,7 @@ impl Lifecycle {
         id: &MeterId,
         (place, version): (Place, u16),
     ) -> Result<Stepped<bool>, LifecycleError> {
-        let about = About { place: Some(place), version };
+        let about = About { place: Some(place), version, without_proof: false };
         self.step(call, id, about, |meter, _| {
             let changed = restore(meter, place, version)?;
             Ok((changed, changed))
@@ -120,7 +120,7 @@ impl Lifecycle {
         id: &MeterId,
         hold: bool,
     ) -> Result<Stepped<bool>, LifecycleError> {
-        let about = About { place: None, version: 0 };
+        let about = About { place: None, version: 0, without_proof: false };
         self.step(call, id, about, |meter, now_ms| {
             let changed = meter.legal_hold_ms.is_some() != hold;
             if changed {

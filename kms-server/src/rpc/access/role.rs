@@ -105,7 +105,8 @@ impl Verb {
             | Self::EnrolPeer
             | Self::ResolveDivergence
             | Self::AdmitEpoch
-            | Self::ForgetRevocationList => &[AmiAdmin],
+            | Self::ForgetRevocationList
+            | Self::RotateBlockSecrets => &[AmiAdmin],
             Self::StageKey | Self::NextTransfer | Self::ConfirmKey | Self::RollBackKey => {
                 &[AmiAdmin, Rotator]
             }
@@ -127,7 +128,9 @@ impl Verb {
             Self::ProveBlocks | Self::ExchangeMarks | Self::FetchAuditEvents => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor, Synchroniser],
             Self::ListDivergence | Self::ListEvents => &[AmiAdmin, Auditor],
-            Self::GetReadiness | Self::PlanPromotion => &[AmiAdmin, Auditor],
+            Self::GetReadiness | Self::PlanPromotion | Self::GetBlockSecretRotation => {
+                &[AmiAdmin, Auditor]
+            }
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
             Self::ListApprovals => &[AmiAdmin, Auditor, Approver],
             Self::ApproveCall => &[Approver],

@@ -155,6 +155,10 @@ verbs! {
     AdmitEpoch = SiteAdmitEpoch;
     /// Have the domain forget how new a revocation list was.
     ForgetRevocationList = SiteForgetRevocationList;
+    /// Rotate the secrets of all blocks.
+    RotateBlockSecrets = SiteRotateBlockSecrets;
+    /// Look at how far that is.
+    GetBlockSecretRotation = SiteGetBlockSecretRotation;
     /// Look at what the site that follows has proved.
     GetReadiness = SiteGetReadiness;
     /// Look at what a promotion would cost.

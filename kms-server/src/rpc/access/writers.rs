@@ -47,7 +47,8 @@ impl Verb {
             | Self::AnswerHlsChallenge
             | Self::VerifyHlsAnswer
             | Self::Protect
-            | Self::ForgetRevocationList => true,
+            | Self::ForgetRevocationList
+            | Self::RotateBlockSecrets => true,
             Self::EnrolPeer | Self::ResolveDivergence => false,
             // A role changes where it is: who may not end an epoch hears that from the site itself.
             Self::Promote | Self::Demote | Self::AdmitEpoch => false,
@@ -75,6 +76,7 @@ impl Verb {
             | Self::SyncNow
             | Self::ListDivergence
             | Self::GetReadiness
+            | Self::GetBlockSecretRotation
             | Self::PlanPromotion
             | Self::ListEvents
             | Self::FollowEvents

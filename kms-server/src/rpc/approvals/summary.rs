@@ -50,21 +50,22 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         Verb::ListMeters => read(message, listed),
         Verb::DeleteMeter => read(message, deleted),
         Verb::BuryDamagedMeter => read(message, buried),
-        Verb::ListEvents => read(message, events_listed),
+        Verb::ListEvents => read(message, events),
         Verb::VerifyChain => read(message, chain_verified),
         Verb::Promote => read(message, promoted),
-        Verb::Demote => read(message, |DemoteRequest { expected_epoch }| {
-            line(format!("demote this site in epoch {expected_epoch}"))
-        }),
+        Verb::Demote => read(message, demoted),
         Verb::EnrolPeer => read(message, enrolled),
         Verb::Triage => read(message, triaged),
         Verb::ListDivergence => line("records that were set aside".to_owned()),
         Verb::ResolveDivergence => read(message, resolved),
         Verb::AdmitEpoch => read(message, admitted),
         Verb::ForgetRevocationList => read(message, forgotten),
-        Verb::GetImportKey | Verb::GetStatus | Verb::GetReadiness | Verb::PlanPromotion => {
-            About::default()
-        }
+        Verb::RotateBlockSecrets => line("rotate the secrets of all blocks".to_owned()),
+        Verb::GetImportKey
+        | Verb::GetStatus
+        | Verb::GetReadiness
+        | Verb::GetBlockSecretRotation
+        | Verb::PlanPromotion => About::default(),
         // Read by `import_call`, which knows how far; the others are never for two people, see
         // `Verb::may_need_two_people`.
         Verb::Decrypt
@@ -112,10 +113,6 @@ fn deleted(DeleteMeterRequest { meter_id }: DeleteMeterRequest) -> About {
     About { line: format!("meter {meter_id:?}"), subject: subject(&meter_id, &[]) }
 }
 
-fn events_listed(ListEventsRequest { after, site, .. }: ListEventsRequest) -> About {
-    line(format!("events after {after}{}", of_site(&site)))
-}
-
 fn chain_verified(VerifyChainRequest { node_id, site }: VerifyChainRequest) -> About {
     line(format!("node {}{}", hex::encode(&node_id), of_site(&site)))
 }
@@ -123,6 +120,14 @@ fn chain_verified(VerifyChainRequest { node_id, site }: VerifyChainRequest) -> A
 /// Whose chains are read, if they are not this site's.
 fn of_site(site: &str) -> String {
     if site.is_empty() { String::new() } else { format!(" of site {site:?}") }
+}
+
+fn events(ListEventsRequest { after, site, .. }: ListEventsRequest) -> About {
+    line(format!("events after {after}{}", of_site(&site)))
+}
+
+fn demoted(DemoteRequest { expected_epoch }: DemoteRequest) -> About {
+    line(format!("demote this site in epoch {expected_epoch}"))
 }
 
 fn admitted(AdmitEpochRequest { epoch }: AdmitEpochRequest) -> About {

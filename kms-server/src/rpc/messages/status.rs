@@ -178,6 +178,8 @@ pub(crate) enum Refused {
     ReadOnlyPrimary,
     #[error("this site has no peer: its configuration says single_site")]
     SingleSite,
+    #[error("{0}")]
+    SecondToken(String),
     #[error(
         "the card is of no other site of this site's key domain; compare [peer] and [site] of both"
     )]
@@ -288,6 +290,7 @@ impl Refused {
             | Self::ReadOnly
             | Self::ReadOnlyPrimary
             | Self::SingleSite
+            | Self::SecondToken(_)
             | Self::AnotherDomain
             | Self::AnotherSite { .. }
             | Self::EpochNotProved
@@ -355,6 +358,7 @@ impl Refused {
             Self::ReadOnly => (Code::FailedPrecondition, "READ_ONLY"),
             Self::ReadOnlyPrimary => (Code::FailedPrecondition, "READ_ONLY_PRIMARY"),
             Self::SingleSite => (Code::FailedPrecondition, "SINGLE_SITE"),
+            Self::SecondToken(_) => (Code::FailedPrecondition, "SECOND_TOKEN"),
             Self::AnotherDomain => (Code::FailedPrecondition, "ANOTHER_DOMAIN"),
             Self::AnotherSite { .. } => (Code::PermissionDenied, "ANOTHER_SITE"),
             Self::EpochNotProved => (Code::FailedPrecondition, "EPOCH_NOT_PROVED"),
@@ -441,6 +445,7 @@ impl Refused {
             | Self::ReadOnly
             | Self::ReadOnlyPrimary
             | Self::SingleSite
+            | Self::SecondToken(_)
             | Self::AnotherDomain
             | Self::EpochNotProved
             | Self::ReadOnlyReplica

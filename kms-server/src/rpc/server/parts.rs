@@ -15,6 +15,7 @@ use crate::{
     replication::{Fencing, OwnMakeup, Planning, Status as ReplicationStatus, Syncing},
     rpc::services::replication::ReplicationParts,
     site_health::{Looks, TokenStatusSource},
+    site_keys::BlockSecretRotation,
     store::ReadStore,
     telemetry::metrics::Source,
     transmitting::Transmitting,
@@ -31,6 +32,8 @@ pub struct Parts {
     pub associations: Arc<Associations>,
     /// The calls of `Meters`.
     pub lifecycle: Arc<Lifecycle>,
+    /// The service's own keys.
+    pub rotation: Arc<BlockSecretRotation>,
     /// Open blocks, for their status.
     pub keyring: Arc<Overview>,
     /// Who writes.

@@ -73,6 +73,7 @@ pub(super) fn of_parts(
         roles: Arc::clone(&parts.roles),
         floors: Arc::clone(parts.ciphering.floors()),
         transmitting: Arc::clone(&parts.transmitting),
+        rotation: Arc::clone(&parts.rotation),
         recorder: Recorder(Arc::clone(&parts.audit)),
         enroller: Arc::new(parts.enroller()),
         budget: budget.clone(),

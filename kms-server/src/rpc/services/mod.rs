@@ -17,5 +17,6 @@ pub(crate) mod replication;
 pub(crate) mod rotation;
 mod sealed;
 pub(crate) mod site;
+mod site_keys;
 mod triages;
 mod triaging;

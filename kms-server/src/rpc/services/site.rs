@@ -8,18 +8,22 @@ use kms_proto::v1::{
     AdmitEpochRequest, AdmitEpochResponse, BlockLeft, DemoteRequest, DemoteResponse,
     EnrolPeerRequest, EnrolPeerResponse, FollowerStatus as WireFollower,
     FollowingStatus as WireFollowing, ForgetRevocationListRequest, ForgetRevocationListResponse,
-    GetReadinessRequest, GetReadinessResponse, GetStatusRequest, GetStatusResponse,
-    KeyringStatus as WireKeyring, ListDivergenceRequest, ListDivergenceResponse,
-    PlanPromotionRequest, PlanPromotionResponse, PromoteRequest, PromoteResponse, ReadinessStatus,
-    RefusedBlock, ReplicationStatus as WireReplication, ResolveDivergenceRequest,
-    ResolveDivergenceResponse, SiteToken, StandbyStatus, StoreStatus, SyncNowRequest,
-    SyncProgress as WireProgress, TokenStatus as WireToken, WarmUp, site_server,
+    GetBlockSecretRotationRequest, GetBlockSecretRotationResponse, GetReadinessRequest,
+    GetReadinessResponse, GetStatusRequest, GetStatusResponse, KeyringStatus as WireKeyring,
+    ListDivergenceRequest, ListDivergenceResponse, PlanPromotionRequest, PlanPromotionResponse,
+    PromoteRequest, PromoteResponse, ReadinessStatus, RefusedBlock,
+    ReplicationStatus as WireReplication, ResolveDivergenceRequest, ResolveDivergenceResponse,
+    RotateBlockSecretsRequest, RotateBlockSecretsResponse, SiteToken, StandbyStatus, StoreStatus,
+    SyncNowRequest, SyncProgress as WireProgress, TokenStatus as WireToken, WarmUp, site_server,
 };
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::in_order::{Answers, to_its_end};
+use super::{
+    in_order::{Answers, to_its_end},
+    site_keys::{begin, look, wire_rotation},
+};
 use crate::{
     ciphering::Floors,
     enrolment::{Enroller, Enrolling},
@@ -47,6 +51,7 @@ use crate::{
         tls::in_use::Tls,
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
+    site_keys::BlockSecretRotation,
     store::StandbyLag,
     transmitting::Transmitting,
 };
@@ -85,6 +90,7 @@ pub(crate) struct SiteService {
     pub(crate) roles: Arc<Roles>,
     pub(crate) floors: Arc<Floors>,
     pub(crate) transmitting: Arc<Transmitting>,
+    pub(crate) rotation: Arc<BlockSecretRotation>,
     pub(crate) recorder: Recorder,
     pub(crate) enroller: Arc<Enroller>,
     pub(crate) budget: Budget,
@@ -372,6 +378,27 @@ impl site_server::Site for SiteService {
         .await?;
         let replicated = words::replicated(self.lifecycle.replicated(&states).await) as i32;
         Ok(Response::new(ForgetRevocationListResponse { resets, replicated }))
+    }
+
+    async fn rotate_block_secrets(
+        &self,
+        request: Request<RotateBlockSecretsRequest>,
+    ) -> Result<Response<RotateBlockSecretsResponse>, Status> {
+        let permit = Permit::of(&request, Verb::RotateBlockSecrets)?;
+        let call = self.recorder.call(&permit, &request);
+        let (rotation, audit) = (Arc::clone(&self.rotation), self.recorder.clone());
+        let progress = to_its_end(async move { begin(&rotation, &audit, &call).await }).await?;
+        Ok(Response::new(RotateBlockSecretsResponse { rotation: Some(wire_rotation(progress)) }))
+    }
+
+    async fn get_block_secret_rotation(
+        &self,
+        request: Request<GetBlockSecretRotationRequest>,
+    ) -> Result<Response<GetBlockSecretRotationResponse>, Status> {
+        Permit::of(&request, Verb::GetBlockSecretRotation)?;
+        let _executing = self.figures.execute(Verb::GetBlockSecretRotation);
+        let rotation = Some(look(&self.rotation).await?);
+        Ok(Response::new(GetBlockSecretRotationResponse { rotation }))
     }
 }
 

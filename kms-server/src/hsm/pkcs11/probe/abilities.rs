@@ -7,7 +7,7 @@ use cryptoki::{
     slot::{Limit, TokenInfo},
 };
 
-use super::{free_key::own_key, table::Table};
+use super::{free_key::own_key, new_keys, table::Table};
 use crate::hsm::{
     Config, OaepHash,
     pkcs11::{
@@ -72,6 +72,16 @@ pub(crate) fn try_all(table: &mut Table, session: &Session, info: &TokenInfo, co
         false,
         cmac(session),
         ["fingerprints in the token", "fingerprints of protection HSM come with the key"],
+    );
+    table.ability(
+        "new session keys of 16 and 32 bytes: identified, wrapped, and as wrapped the same",
+        "keys of meters are made in the token",
+        false,
+        new_keys::can_be_made(session),
+        [
+            "a meter's next key is made and wrapped in the token",
+            "keys of meters can't be rotated here",
+        ],
     );
     table.ability(
         "random bytes",

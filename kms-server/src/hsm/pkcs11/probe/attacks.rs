@@ -86,6 +86,8 @@ impl<'a> Attacks<'a> {
                 self.done(target.key, "what could take it out", done);
             }
         }
+        self.new_keys();
+        self.block_keys();
         for target in &targets {
             let done = self.pair(session, *target);
             self.done(target.key, "its public half", done);

@@ -5,6 +5,7 @@ mod attacks;
 mod attacks_pairs;
 mod deeds;
 mod free_key;
+mod new_keys;
 pub(super) mod report;
 pub(super) mod run;
 pub(super) mod subject;

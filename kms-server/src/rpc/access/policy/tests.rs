@@ -34,10 +34,13 @@ fn expected(role: Role, verb: Verb) -> bool {
             looks(verb) || matches!(verb, StageKey | NextTransfer | ConfirmKey | RollBackKey)
         }
         Role::Auditor => {
-            use Verb::{GetReadiness, ListApprovals, ListDivergence, PlanPromotion};
+            use Verb::{
+                GetBlockSecretRotation, GetReadiness, ListApprovals, ListDivergence, PlanPromotion,
+            };
             service == "Audit"
                 || looks(verb)
                 || matches!(verb, ListApprovals | ListDivergence | GetReadiness | PlanPromotion)
+                || verb == GetBlockSecretRotation
         }
         Role::Node => service == "Nodes",
         Role::Peer => service == "Replication" || verb == Verb::GetStatus,

@@ -89,6 +89,7 @@ fn only_what_can_pass_later_says_so() {
             "RESOURCE_EXHAUSTED TOO_MANY_TRIAGES",
             Some(7_001),
         ),
+        (Refused::SecondToken("s".into()), "FAILED_PRECONDITION SECOND_TOKEN", None),
     ];
     for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
         assert_eq!(number(&refused), at, "{refused:?}");
@@ -158,6 +159,7 @@ fn number(refused: &Refused) -> usize {
         Refused::TooManyAsked { .. } => 44,
         Refused::MadeElsewhere { .. } => 45,
         Refused::TooManyTriages { .. } => 46,
+        Refused::SecondToken(_) => 47,
     }
 }
 

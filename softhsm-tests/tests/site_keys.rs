@@ -1,0 +1,102 @@
+//! Block secrets are rotated while the server is killed, again and again: every key opens whenever a server runs, and
+//! in the end nothing is under a former secret.
+//!
+//! `SITE_KEYS_KEYS` and `SITE_KEYS_KILLS` make it larger: `make site-keys-drill KEYS=100000 KILLS=100`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{
+    Home, Numbers, client,
+    fleet::{PLAIN, add, apdu, line, line_in_hsm, push},
+    home,
+};
+use kms_client::{BlockSecretRotation, KmsClient, Verdict};
+use softhsm_tests::Role;
+use sqlx::{Connection as _, SqliteConnection};
+
+/// Meters in one call: the most that a batch takes is more.
+const LOT: u64 = 2_000;
+/// Longer than a rotation of these few blocks takes.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+#[expect(clippy::disallowed_methods, reason = "a test is told how long to go on")]
+fn asked_for(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(otherwise)
+}
+
+fn some_line(n: u64) -> String {
+    if n.is_multiple_of(50) { line_in_hsm(n) } else { line(n) }
+}
+
+async fn all_open(hes: &KmsClient, meters: u64, what: &str) {
+    for lot in (1..=meters).collect::<Vec<_>>().chunks(LOT as usize) {
+        let apdus: Vec<_> = lot.iter().map(|n| apdu(push(*n))).collect();
+        for (n, opened) in lot.iter().zip(hes.decrypt_batch(apdus).await.unwrap()) {
+            assert_eq!(opened.verdict(), Verdict::Ok, "{what}: meter {n}: {opened:?}");
+            assert_eq!(opened.plaintext.as_deref(), Some(PLAIN));
+        }
+    }
+}
+
+/// How many blocks, records and seals there are under the first secret; nobody else has the file open.
+async fn under_the_first(home: &Home) -> [i64; 3] {
+    let url = format!("sqlite://{}", home.places().data.join("kms.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    let mut counts = [0; 3];
+    for (count, query) in counts.iter_mut().zip([
+        "SELECT count(*) FROM blocks WHERE secret_version = 1",
+        "SELECT count(*) FROM records WHERE secret_version = 1",
+        "SELECT count(*) FROM block_seals WHERE secret_version = 1",
+    ]) {
+        *count = sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap();
+    }
+    connection.close().await.unwrap();
+    counts
+}
+
+async fn until(admin: &KmsClient, is_so: impl Fn(&BlockSecretRotation) -> bool) {
+    let began = tokio::time::Instant::now();
+    loop {
+        let rotation = admin.block_secret_rotation().await.unwrap();
+        if is_so(&rotation) {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "{rotation:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_key_opens_while_block_secrets_are_rotated_and_the_server_is_killed() {
+    let (meters, kills) = (asked_for("SITE_KEYS_KEYS", 500), asked_for("SITE_KEYS_KILLS", 6));
+    let home = home();
+    let mut numbers = Numbers::fresh();
+    println!("seed {:#018x}", numbers.0);
+    let running = home.start().unwrap();
+    let admin = client(&home, Role::AmiAdmin).await;
+    add(&admin, &(1..=meters).map(some_line).collect::<Vec<_>>()).await;
+    let begun = admin.rotate_block_secrets().await.unwrap();
+    assert_eq!((begun.generation, begun.retired), (1, 0));
+    let mut running = Some(running);
+    for kill in 0..kills {
+        tokio::time::sleep(Duration::from_millis(100 + numbers.below(900))).await;
+        running.take().unwrap().kill_9().unwrap();
+        let again = home.start().unwrap();
+        let hes = client(&home, Role::Hes).await;
+        all_open(&hes, meters, &format!("after {} kills", kill + 1)).await;
+        running = Some(again);
+    }
+    let (admin, hes) = (client(&home, Role::AmiAdmin).await, client(&home, Role::Hes).await);
+    until(&admin, BlockSecretRotation::is_over).await;
+    all_open(&hes, meters, "at the end").await;
+    let status = admin.site_status().await.unwrap();
+    assert!(status.faults.is_empty(), "{:?}", status.faults);
+    running.take().unwrap().stop().unwrap();
+    let [blocks, records, _] = under_the_first(&home).await;
+    assert_eq!((blocks, records), (0, 0));
+    println!("{meters} meters, {kills} kills: all opened each time");
+}
