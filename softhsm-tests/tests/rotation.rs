@@ -5,6 +5,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{
     client, eventually,
     fleet::{GAK, GUEK, PLAIN, add, apdu, id, push_with, title, value},
@@ -250,6 +252,9 @@ async fn a_site_that_takes_over_in_mid_rotation_opens_the_push_and_takes_it_for_
         KeyState::PreActive,
         "it follows, and writes nothing"
     );
+
+    // By now it has tried to write what it saw, which a site that follows can't.
+    tokio::time::sleep(Duration::from_millis(500)).await;
 
     let standing = at_b.site_status().await.unwrap().standing.unwrap();
     let options = PromoteOptions {

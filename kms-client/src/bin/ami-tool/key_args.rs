@@ -183,7 +183,7 @@ fn byte(text: &str) -> Result<u8, String> {
 
 /// The meter's answer.
 #[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum Answer {
+pub(crate) enum Reply {
     /// action-result success
     Success,
     /// Any other action-result
@@ -192,7 +192,7 @@ pub(crate) enum Answer {
     NoAnswer,
 }
 
-impl Answer {
+impl Reply {
     pub(crate) fn result(self) -> TransferResult {
         match self {
             Self::Success => TransferResult::Success,
@@ -208,7 +208,7 @@ pub(crate) struct Confirm {
     pub(crate) place: Place,
     /// The meter's answer
     #[arg(long, value_enum, value_name = "ANSWER")]
-    pub(crate) result: Answer,
+    pub(crate) result: Reply,
 }
 
 /// A version of a key.
