@@ -8,7 +8,7 @@
 
 use crate::{
     FormerKey, FormerUse, KeyId, KeyRecord, KeyState, MeterRecord, Record, StateReason,
-    record::Tombstone,
+    life::LIVE_MAX, record::Tombstone,
 };
 
 use super::withdrawing::{learnt, raised, withdrawn};
@@ -272,7 +272,11 @@ fn add(
         of_place.fold((0, 0), |(count, latest), known| (count + 1, latest.max(known.version)));
     let (of_one, of_all) = VERSIONS_MAX;
     let version = u16::checked_add(latest, 1);
-    let (true, Some(version)) = (count < of_one && meter.keys.len() < of_all, version) else {
+    // What a meter may hold is tried on what it sends: no more than are tried.
+    let live = meter.keys.iter().filter(|it| place(it) == place(key) && it.is_live()).count();
+    let has_room = !key.is_live() || live < LIVE_MAX;
+    let (true, Some(version)) = (count < of_one && meter.keys.len() < of_all && has_room, version)
+    else {
         return Err(NotReconciled::TooManyVersions(of_one, of_all));
     };
     let mut added = KeyRecord { version, ..key.clone() };

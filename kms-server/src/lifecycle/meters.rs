@@ -6,7 +6,7 @@ use super::{
         meter::{ImportResult, ImportRules, NewMeter},
         run::Imports,
     },
-    refusal::Refusal,
+    refusal::{Refusal, refusal},
     verbs::{Lifecycle, TRIES},
     view::MeterView,
 };
@@ -15,6 +15,7 @@ use kms_core::{
     FormerKey, MeterId, Record, RecordKey, RefusalCode,
     audit::{AuditOutcome, AuditedCall, Subject},
     block::BlockMark,
+    life::NotDone,
     record::Tombstone,
 };
 
@@ -120,6 +121,10 @@ impl Lifecycle {
         };
         if meter.meter_id != *id {
             return Err(not_found());
+        }
+        if meter.legal_hold_ms.is_some() {
+            let why = NotDone::LegalHold;
+            return Err(LifecycleError::Refused(refusal(why.code(), why.to_string())));
         }
         let now_ms = self.clock.unix_ms();
         let block = Some(change.block());

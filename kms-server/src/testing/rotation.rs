@@ -25,7 +25,7 @@ use super::{
 };
 use crate::{
     ciphering::Named,
-    lifecycle::{Lifecycle, LifecycleError, NewMeter, Sending, StagedKey},
+    lifecycle::{ImportRules, Lifecycle, LifecycleError, NewMeter, Sending, StagedKey},
     transmitting::{Envelope, Outcome, Plain, Transmitting, Whose},
 };
 
@@ -398,6 +398,37 @@ fn nothing_is_sent_with_the_meters_own_title_or_none() {
         let record = site.lifecycle.get_by_title(&title(1)).await.unwrap().record;
         let staged = place(KeyKind::Guek).staged(&record).unwrap();
         assert_eq!(staged.life.transfer.as_ref().unwrap().sent_ms, None);
+    });
+}
+
+#[test]
+fn a_hold_keeps_a_meter_and_no_import_makes_more_versions_live_than_are_tried() {
+    at_home(async |home| {
+        let (site, _sending) = ready(home).await;
+        let one = MeterId::new(&id(1)).unwrap();
+        let hold = call("Rotation/SetLegalHold");
+        assert!(site.lifecycle.set_legal_hold(&hold, &one, true).await.unwrap().said);
+        assert!(!site.lifecycle.set_legal_hold(&hold, &one, true).await.unwrap().said);
+        let delete = call("Meters/DeleteMeter");
+        assert_eq!(
+            code(site.lifecycle.delete(&delete, &one).await.unwrap_err()),
+            RefusalCode::LegalHold
+        );
+        assert!(site.lifecycle.set_legal_hold(&hold, &one, false).await.unwrap().said);
+        let with =
+            |salt| NewMeter { keys: vec![key(KeyKind::Guek, value(1, salt))], ..rotating(1) };
+        for salt in [20, 21, 22] {
+            site.add_versions(with(salt)).await;
+        }
+        let rules = ImportRules { add_versions: true, ..ImportRules::default() };
+        let fifth = site.import(vec![with(23)], rules).await.remove(0).outcome.unwrap_err();
+        assert_eq!(fifth.code, RefusalCode::TooManyLiveVersions);
+        // A key that is staged is one of them, and the import of another one leaves it staged.
+        assert_eq!(
+            state(&site, 1, KeyKind::Guek, 4).await,
+            (KeyState::Active, StateReason::Imported, true)
+        );
+        site.lifecycle.delete(&delete, &one).await.unwrap();
     });
 }
 

@@ -10,8 +10,10 @@ use crate::{
     lifecycle::refusal::{Refusal, refusal},
 };
 use kms_core::{
-    ChangeMark, Fingerprint, KeyEvent, KeyId, KeyKind, KeyLife, KeyRecord, KeyState, MeterRecord,
-    Protection, RefusalCode, SecuritySetup, record::Tombstone,
+    ChangeMark, Fingerprint, KeyId, KeyKind, KeyLife, KeyRecord, KeyState, MeterRecord, Protection,
+    RefusalCode, SecuritySetup, StateReason,
+    life::{LIVE_MAX, NotDone},
+    record::Tombstone,
 };
 
 /// Versions that one key (a kind in a security setup) may have.
@@ -102,6 +104,8 @@ pub(super) fn news(
         if !first && !rules.add_versions {
             return Err(differs(&key, comes.clone().next().is_some()));
         }
+        // Only as many are tried on what a meter sends.
+        let live = has.clone().filter(|k| k.is_live()).count() + comes.clone().count();
         let versions = has.map(|k| k.version).chain(comes.map(|k| k.version));
         let (count, latest) =
             versions.fold((0, 0), |(count, latest), version| (count + 1, version.max(latest)));
@@ -111,6 +115,11 @@ pub(super) fn news(
         let Some(version) = latest.checked_add(1) else {
             return Err(too_many(key.kind, key.setup));
         };
+        if live >= LIVE_MAX {
+            let (kind, setup) = (key.kind, key.setup);
+            let why = NotDone::TooManyLive { kind, setup };
+            return Err(refusal(why.code(), why.to_string()));
+        }
         let value_len = key.value.len();
         found.push(NewsKey { id: new_id()?, key, fingerprint, value_len, version });
     }
@@ -274,9 +283,11 @@ fn retire_active(record: &mut MeterRecord, setup: SecuritySetup, kind: KeyKind, 
         .iter_mut()
         .filter(|key| key.setup == setup && key.kind == kind && key.state == KeyState::Active);
     for key in active {
-        if let Ok(state) = key.state.after(KeyEvent::Deactivate) {
-            key.state = state;
-            key.changed_ms = now_ms;
+        if key.life == KeyLife::default() {
+            // As releases wrote it that knew nothing of lives: their servers read it.
+            (key.state, key.changed_ms) = (KeyState::Deactivated, now_ms);
+        } else {
+            key.go_on(KeyState::Deactivated, StateReason::Superseded, now_ms);
         }
     }
 }
