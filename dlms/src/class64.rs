@@ -56,12 +56,8 @@ pub fn key_transfer(
 
 /// The invoke-id and the action-result (0: success) of a plain action-response; `None`: it is none.
 pub fn action_result(plain: &[u8]) -> Option<(u8, u8)> {
-    match plain {
-        [tag, choice, invoke, result, ..] if [*tag, *choice] == ACTION_RESPONSE_NORMAL => {
-            Some((*invoke, *result))
-        }
-        _ => None,
-    }
+    let [tag, choice, invoke, result, ..] = plain else { return None };
+    ([*tag, *choice] == ACTION_RESPONSE_NORMAL).then_some((*invoke, *result))
 }
 
 #[cfg(test)]

@@ -304,12 +304,10 @@ impl ChainTip {
 
     /// Puts `entry` behind this end, and gives the new end and the event.
     pub fn append(&self, entry: AuditEntry) -> (Self, StoredEvent) {
-        let event = AuditEvent { node: self.node, sequence: self.sequence + 1, entry };
-        let body = event.encode();
+        let (node, sequence) = (self.node, self.sequence + 1);
+        let body = AuditEvent { node, sequence, entry }.encode();
         let hash = chain_hash(&self.hash, &body);
-        let sequence = event.sequence;
-        let stored = StoredEvent { node: self.node, sequence, hash, body };
-        (Self { node: self.node, sequence, hash }, stored)
+        (Self { node, sequence, hash }, StoredEvent { node, sequence, hash, body })
     }
 }
 

@@ -22,11 +22,8 @@ impl MeterId {
     /// Checks length and characters.
     pub fn new(id: &str) -> Result<Self, BadMeterId> {
         let fits = (1..=Self::LEN_MAX).contains(&id.len());
-        if fits && id.bytes().all(|byte| byte.is_ascii_graphic()) {
-            Ok(Self(id.into()))
-        } else {
-            Err(BadMeterId)
-        }
+        let is_visible = || id.bytes().all(|byte| byte.is_ascii_graphic());
+        if fits && is_visible() { Ok(Self(id.into())) } else { Err(BadMeterId) }
     }
 
     /// As text.

@@ -187,13 +187,8 @@ impl Record {
 }
 
 fn put_title(out: &mut Vec<u8>, title: Option<&SystemTitle>) {
-    match title {
-        None => out.push(0),
-        Some(title) => {
-            out.push(1);
-            out.extend_from_slice(title.as_bytes());
-        }
-    }
+    out.push(u8::from(title.is_some()));
+    out.extend(title.into_iter().flat_map(SystemTitle::as_bytes));
 }
 
 fn put_meter(out: &mut Vec<u8>, meter: &MeterRecord) -> Result<(), RecordTooLong> {

@@ -114,11 +114,8 @@ pub(super) fn cbc(key: &[u8], iv: &[u8; BLOCK], encrypted: &[u8]) -> Result<Clea
 /// Without its padding: of XML-Encryption's only the last byte says anything.
 fn unpadded(mut padded: Clear) -> Result<Clear, DoesNotOpen> {
     let last = padded.last().map_or(0, |last| usize::from(*last));
-    let len = padded.len().checked_sub(last).ok_or(DoesNotOpen)?;
-    if !(1..=BLOCK).contains(&last) {
-        return Err(DoesNotOpen);
-    }
-    padded.truncate(len);
+    let len = padded.len().checked_sub(last).filter(|_| (1..=BLOCK).contains(&last));
+    padded.truncate(len.ok_or(DoesNotOpen)?);
     Ok(padded)
 }
 

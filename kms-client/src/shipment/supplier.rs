@@ -107,20 +107,18 @@ fn read(path: &Path) -> Result<Zeroizing<String>, ShipmentError> {
 fn titles(text: &str) -> Result<BTreeMap<String, SystemTitle>, ShipmentError> {
     let mut titles = BTreeMap::new();
     for (nth, line) in text.lines().enumerate() {
+        let wrong = |what: &str| bad(format!("titles: line {} {what}", nth + 1));
         let Some((id, title)) = line.split_once([',', ';', '\t']) else {
             if line.trim().is_empty() {
                 continue;
             }
-            return Err(bad(format!("titles: line {} is not: meter id, system title", nth + 1)));
+            return Err(wrong("is not: meter id, system title"));
         };
         match parse_system_title(title.trim()) {
             Ok(title) => {
                 let known = titles.insert(id.trim().to_owned(), title);
                 if known.is_some_and(|known| known != title) {
-                    return Err(bad(format!(
-                        "titles: line {} has a second title for its meter",
-                        nth + 1
-                    )));
+                    return Err(wrong("has a second title for its meter"));
                 }
             }
             Err(_) if nth == 0 => {}

@@ -38,11 +38,7 @@ impl Value {
 
     /// Whether nothing would have shown that it was changed, or no token could have opened it.
     pub(super) fn is_weak(&self, keys: &[WrapKey]) -> bool {
-        match self {
-            Self::Wrapped { method, wrap_key, .. } => {
-                !method.is_authenticated() || keys.get(*wrap_key).is_none_or(|key| key.is_weak)
-            }
-            Self::Digits(_) => true,
-        }
+        let Self::Wrapped { method, wrap_key, .. } = self else { return true };
+        !method.is_authenticated() || keys.get(*wrap_key).is_none_or(|key| key.is_weak)
     }
 }

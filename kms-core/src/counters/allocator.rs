@@ -229,8 +229,7 @@ impl Allocator {
     /// answer of the witness that is to be asked.
     pub fn remember(&mut self, known: Option<Witnessed>) {
         self.known = self.known.max(known);
-        let held =
-            self.epoch.zip(self.held).map(|(epoch, held)| Witnessed { epoch, end: held.end });
+        let held = self.epoch.zip(self.held).map(|(epoch, it)| Witnessed { epoch, end: it.end });
         if held < known {
             self.let_go();
         }
@@ -332,10 +331,8 @@ impl Allocator {
 
     /// The mark that was asked for last was written.
     pub fn reserved(&mut self, mark: &Mark) {
-        let Some(Asked { at, start, mark }) = self.asked.take().filter(|asked| asked.mark == *mark)
-        else {
-            return;
-        };
+        let asked = self.asked.take().filter(|asked| asked.mark == *mark);
+        let Some(Asked { at, start, mark }) = asked else { return };
         self.known = self.known.max(Some(Witnessed { epoch: mark.epoch, end: mark.end }));
         self.watched = None;
         self.held = Some(Held { start, end: mark.end, term: mark.term, until: at + HOLD });

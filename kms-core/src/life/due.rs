@@ -6,11 +6,8 @@ use crate::{KeyRecord, KeyState, MeterRecord, StateReason};
 /// The time at which something of this meter is due first; milliseconds since 1970.
 pub fn next(meter: &MeterRecord) -> Option<u64> {
     let held = meter.legal_hold_ms.is_some();
-    let of = |key: &KeyRecord| {
-        let destroyed = key.life.destroy_at_ms.filter(|_| !held);
-        key.life.usable_until_ms.into_iter().chain(destroyed).min()
-    };
-    meter.keys.iter().filter_map(of).min()
+    let due = |it: &KeyRecord| [it.life.usable_until_ms, it.life.destroy_at_ms.filter(|_| !held)];
+    meter.keys.iter().flat_map(due).flatten().min()
 }
 
 /// Does what is due. Whether anything was.

@@ -33,11 +33,7 @@ fn put_one(out: &mut Vec<u8>, life: &KeyLife) -> Result<(), RecordTooLong> {
         return Err(RecordTooLong { what: "former states of a key", len, most });
     }
     out.push(len as u8); // At most four.
-    for PastState { state, since_ms, reason } in past {
-        out.push(state.number());
-        out.extend_from_slice(&since_ms.to_be_bytes());
-        out.push(reason.number());
-    }
+    past.iter().for_each(|past| put_past(out, past));
     out.extend_from_slice(&preferred_ms.to_be_bytes());
     put_time(out, *usable_until_ms);
     put_time(out, *destroy_at_ms);
@@ -49,6 +45,13 @@ fn put_one(out: &mut Vec<u8>, life: &KeyLife) -> Result<(), RecordTooLong> {
         }
     }
     Ok(())
+}
+
+/// One of the states that a key was in before.
+fn put_past(out: &mut Vec<u8>, PastState { state, since_ms, reason }: &PastState) {
+    out.push(state.number());
+    out.extend_from_slice(&since_ms.to_be_bytes());
+    out.push(reason.number());
 }
 
 fn put_transfer(out: &mut Vec<u8>, transfer: &Transfer) -> Result<(), RecordTooLong> {

@@ -142,14 +142,11 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     go_by_role(&keyring.roles).await?;
     let two_sites =
         peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger), unmet));
-    let mut lifecycle = ground.lifecycle(import, &keyring).with_signers(ground.signers.clone());
-    if let Some(two_sites) = &two_sites {
-        lifecycle = lifecycle.with_gate(two_sites.gate()).with_proofs(two_sites.proofs());
-    }
+    let lifecycle = ground.lifecycle(import, &keyring).with_signers(ground.signers.clone());
+    let lifecycle = gated(lifecycle, two_sites.as_ref());
     // A replica has no counters to ask about.
     let may_write = ground.domain.kind.parity().is_some();
-    let peer = two_sites.as_ref().filter(|_| may_write);
-    let peer = peer.map(|two_sites| two_sites.for_counters(&keyring.roles));
+    let peer = two_sites.as_ref().filter(|_| may_write).map(|it| it.for_counters(&keyring.roles));
     let transmitting = Arc::new(ground.transmitting(&keyring, peer, (nodes, &rpc.tls))?);
     attend_to(&keyring);
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
@@ -165,6 +162,14 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let verbs = Verbs { ciphering, lifecycle, transmitting, rotation };
     let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
     serve_on(&ground, rpc, parts, signals).await
+}
+
+/// Changes wait for the other site, and keys for its proofs, if there is one.
+fn gated(lifecycle: Lifecycle, two_sites: Option<&TwoSites>) -> Lifecycle {
+    match two_sites {
+        Some(it) => lifecycle.with_gate(it.gate()).with_proofs(it.proofs()),
+        None => lifecycle,
+    }
 }
 
 /// The lives of keys go on from now on: by what meters show, and by time.

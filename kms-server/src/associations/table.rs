@@ -175,9 +175,7 @@ impl Table {
 
     /// Forgets what has ended.
     pub(super) fn expire(&mut self, now: Moment) {
-        while let Some((ends, number)) = self.ends.first().copied()
-            && ends <= now
-        {
+        while let Some((ends, number)) = self.ends.first().copied().filter(|it| it.0 <= now) {
             self.remove(number);
             self.ends.remove(&(ends, number));
         }

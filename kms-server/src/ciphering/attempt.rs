@@ -251,10 +251,8 @@ impl Attempting<'_, '_> {
     fn no_key(&self, kind: KeyKind) -> Attempt {
         let len = self.apdu.security_control().suite.key_len();
         let of_setup = self.setup.map_or(String::new(), |e| format!(" in security setup {}", e.0));
-        self.done(
-            Outcome::of(Verdict::NoUsableKey)
-                .because(format!("the meter has no live {kind} of {len} bytes{of_setup}")),
-        )
+        let why = format!("the meter has no live {kind} of {len} bytes{of_setup}");
+        self.done(Outcome::of(Verdict::NoUsableKey).because(why))
     }
 
     fn done(&self, outcome: Outcome) -> Attempt {

@@ -184,12 +184,8 @@ fn unavailable(why: String) -> Outcome {
 
 fn served(table: &BlockTable, title: SystemTitle) -> Result<ResidentMeter<'_>, Outcome> {
     let meter = table.find(&title).ok_or_else(|| missing(table, title))?;
-    if meter.is_damaged() {
-        return Err(unavailable(
-            "the meter's stored record was changed outside this service".into(),
-        ));
-    }
-    Ok(meter)
+    let damaged = "the meter's stored record was changed outside this service";
+    if meter.is_damaged() { Err(unavailable(damaged.into())) } else { Ok(meter) }
 }
 
 fn try_gmac(

@@ -312,12 +312,10 @@ impl Step {
 
 /// A block that was decided about and could not be written.
 fn not_written(block: BlockNo, error: &KeyringError) -> Outcome {
-    match error {
-        KeyringError::Store(StoreError::Conflict(_)) => {
-            Outcome { block, stored: None, taken: Taken::Conflict }
-        }
-        error => not_yet(block, error),
+    if matches!(error, KeyringError::Store(StoreError::Conflict(_))) {
+        return Outcome { block, stored: None, taken: Taken::Conflict };
     }
+    not_yet(block, error)
 }
 
 /// Nothing of this block was taken over, and it may be later.

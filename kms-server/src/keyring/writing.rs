@@ -329,11 +329,7 @@ impl Writer {
     pub fn check_writes(&self) -> Result<(), KeyringError> {
         self.check_not_rolled_back()?;
         let role = self.opener.role.now();
-        let epoch = role.epoch;
-        match role.writes() {
-            true => Ok(()),
-            false => Err(self.not_writer(epoch)),
-        }
+        if role.writes() { Ok(()) } else { Err(self.not_writer(role.epoch)) }
     }
 
     fn not_writer(&self, epoch: Epoch) -> KeyringError {

@@ -68,12 +68,8 @@ impl Items {
     }
 
     pub(crate) fn check(&self) -> Result<(), Failure> {
-        match (&self.apdu, &self.input) {
-            (Some(_), _) => Ok(()),
-            (None, Some(input)) if input == "-" => Ok(()),
-            _ => Err(Failure::usage(
-                "say which APDU: --apdu HEX, or `-` for lines on standard input",
-            )),
-        }
+        let is_said = self.apdu.is_some() || self.input.as_deref() == Some("-");
+        let problem = "say which APDU: --apdu HEX, or `-` for lines on standard input";
+        if is_said { Ok(()) } else { Err(Failure::usage(problem)) }
     }
 }

@@ -65,20 +65,14 @@ fn main() -> ExitCode {
         // A closed standard error is no reason not to do what was asked.
         let _ = writeln!(io::stderr(), "request {id}");
     }
-    match start(arguments, id) {
-        Ok(exit) => exit.into(),
-        Err(failure) => failure.report(json),
-    }
+    start(arguments, id).map_or_else(|failure| failure.report(json), ExitCode::from)
 }
 
 fn start(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = runtime
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::files(format!("the runtime does not start: {error}")))?;
-    runtime.block_on(run(arguments, id))
+    let runtime = runtime.worker_threads(2).enable_all().build();
+    let failed = |error| Failure::files(format!("the runtime does not start: {error}"));
+    runtime.map_err(failed)?.block_on(run(arguments, id))
 }
 
 async fn run(arguments: Arguments, id: RequestId) -> Result<Exit, Failure> {

@@ -34,10 +34,8 @@ pub(crate) fn of_argument(text: &str) -> Result<Vec<Recorded>, Failure> {
     if text == "-" || Path::new(text).is_file() {
         return of_file(Path::new(text));
     }
-    let bytes = parse_hex(text).map_err(|error| {
-        Failure::usage(format!("{text:.40} is neither a file nor a frame: {error}"))
-    })?;
-    Ok(vec![Recorded { bytes, meter: None, system_title: None }])
+    let bad = |error| Failure::usage(format!("{text:.40} is neither a file nor a frame: {error}"));
+    Ok(vec![Recorded { bytes: parse_hex(text).map_err(bad)?, meter: None, system_title: None }])
 }
 
 /// The frames of a file, one a line; what is behind `#` is passed over.

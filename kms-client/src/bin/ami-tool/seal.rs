@@ -83,10 +83,9 @@ pub(crate) fn run(what: Seal, json: bool) -> Result<Exit, Failure> {
 }
 
 fn recipient(what: &Seal) -> Result<(PinnedImportKey, String), Failure> {
-    let import_key: ImportKey =
-        serde_json::from_slice(&read(&what.import_key)?).map_err(|error| {
-            Failure::files(format!("{} is no import key: {error}", what.import_key.display()))
-        })?;
+    let path = what.import_key.display();
+    let bad = |error| Failure::files(format!("{path} is no import key: {error}"));
+    let import_key: ImportKey = serde_json::from_slice(&read(&what.import_key)?).map_err(bad)?;
     let site = import_key.site.clone();
     Ok((import_key.pinned(what.import_key_fingerprint).map_err(refused)?, site))
 }

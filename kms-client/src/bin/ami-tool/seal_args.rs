@@ -83,10 +83,9 @@ impl Seal {
     }
 
     fn lines(&self, said: Option<Format>) -> Result<Form, Failure> {
+        let problem = "--supplier is for a supplier's key file (.xml, .kem, .zip)";
         if self.supplier.is_some() {
-            return Err(Failure::usage(
-                "--supplier is for a supplier's key file (.xml, .kem, .zip)",
-            ));
+            return Err(Failure::usage(problem));
         }
         Ok(Form::Lines(format_of(said, &self.file)?))
     }

@@ -68,10 +68,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let json = arguments.json;
-    match start(arguments) {
-        Ok(exit) => exit.into(),
-        Err(failure) => failure.report(json),
-    }
+    start(arguments).map_or_else(|failure| failure.report(json), ExitCode::from)
 }
 
 fn start(arguments: Arguments) -> Result<Exit, Failure> {

@@ -76,12 +76,10 @@ impl Column {
     }
 
     pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Key(kind) => kind.word(),
-            other => {
-                OTHERS.iter().find(|(column, _)| *column == other).map_or("", |(_, name)| name)
-            }
+        if let Self::Key(kind) = self {
+            return kind.word();
         }
+        OTHERS.iter().find(|(column, _)| *column == self).map_or("", |(_, name)| name)
     }
 }
 

@@ -121,10 +121,8 @@ impl Floors {
     pub(in crate::ciphering) async fn judged(&self, arrival: &Arrival) -> Result<Judged, String> {
         let block = self.loaded(arrival.title).await?;
         let Arrival { line, message, window, .. } = arrival;
-        self.shards.judge(block, line, *message, *window).map_err(|NoRoom| {
-            "there is no room for another receive floor: the meter's profile may do without"
-                .to_owned()
-        })
+        let full = "there is no room for another receive floor: the meter's profile may do without";
+        self.shards.judge(block, line, *message, *window).map_err(|NoRoom| full.to_owned())
     }
 
     /// The place of a message among those before, for who only asks: no floor rises, and the message is as new as

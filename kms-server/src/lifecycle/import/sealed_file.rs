@@ -296,19 +296,15 @@ fn verify(signer: &VerifyingKey, message: &[&[u8]], signature: &[u8]) -> Result<
 }
 
 fn bad_signature(what: &str) -> Refusal {
-    refusal(
-        RefusalCode::BadSignature,
-        format!(
-            "{what} is not what its signer signed: it was changed, or moved from another place"
-        ),
-    )
+    let reason = format!(
+        "{what} is not what its signer signed: it was changed, or moved from another place"
+    );
+    refusal(RefusalCode::BadSignature, reason)
 }
 
 fn unknown(signer: &str) -> Refusal {
     let known = !signer.is_empty() && signer.chars().all(|c| c.is_ascii_graphic());
     let name = if known && signer.len() <= 64 { signer } else { "(no name)" };
-    refusal(
-        RefusalCode::UnknownSigner,
-        format!("{name} is none of [[import.signers]] in this site's configuration"),
-    )
+    let reason = format!("{name} is none of [[import.signers]] in this site's configuration");
+    refusal(RefusalCode::UnknownSigner, reason)
 }

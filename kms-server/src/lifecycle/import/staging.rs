@@ -263,10 +263,8 @@ pub(super) fn id_taken(id: &MeterId, title: &SystemTitle) -> Refusal {
 }
 
 fn title_taken(title: &SystemTitle, id: &MeterId) -> Refusal {
-    refusal(
-        RefusalCode::SystemTitleTaken,
-        format!(
-            "system title {title} belongs to meter {id}: mend the title, or import under that id"
-        ),
-    )
+    let reason = format!(
+        "system title {title} belongs to meter {id}: mend the title, or import under that id"
+    );
+    refusal(RefusalCode::SystemTitleTaken, reason)
 }

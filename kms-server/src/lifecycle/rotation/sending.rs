@@ -93,13 +93,11 @@ impl Lifecycle {
 
 /// A staged key that nobody has proved.
 pub(super) fn not_proved(why: &str) -> LifecycleError {
-    LifecycleError::Refused(refusal(
-        RefusalCode::NotProved,
-        format!(
-            "the other site has not proved that it has the staged key ({why}): if this site were lost, so would the \
-             meter. Nothing was handed out; the same call later goes on with the same key"
-        ),
-    ))
+    let reason = format!(
+        "the other site has not proved that it has the staged key ({why}): if this site were lost, so would the \
+         meter. Nothing was handed out; the same call later goes on with the same key"
+    );
+    LifecycleError::Refused(refusal(RefusalCode::NotProved, reason))
 }
 
 impl StagedKey {

@@ -268,9 +268,8 @@ impl Lifecycle {
     fn key_id(&self) -> Result<KeyId, LifecycleError> {
         let mut id = [0; 16];
         let filled = self.randomness.fill(&mut id);
-        filled.map_err(|error| {
-            LifecycleError::Refused(refusal(RefusalCode::NoRandomness, error.to_string()))
-        })?;
+        let filled = filled.map_err(|error| refusal(RefusalCode::NoRandomness, error.to_string()));
+        filled.map_err(LifecycleError::Refused)?;
         Ok(KeyId(id))
     }
 }

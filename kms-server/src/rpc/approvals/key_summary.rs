@@ -61,10 +61,8 @@ pub(super) fn about_key(verb: Verb, message: &[u8]) -> About {
 /// Whether a request takes two people whatever the policy says: what is known to be dangerous is not for one alone.
 pub(super) fn takes_two(verb: Verb, message: &[u8]) -> bool {
     match verb {
-        Verb::StageKey => {
-            StageKeyRequest::decode(message).is_ok_and(|asked| asked.under_compromised_kek)
-        }
-        Verb::DestroyKey => DestroyKeyRequest::decode(message).is_ok_and(|asked| asked.last_way),
+        Verb::StageKey => StageKeyRequest::decode(message).is_ok_and(|it| it.under_compromised_kek),
+        Verb::DestroyKey => DestroyKeyRequest::decode(message).is_ok_and(|it| it.last_way),
         _ => false,
     }
 }

@@ -21,7 +21,7 @@ const LEN_MAX: usize = 600;
 
 /// The matter of this message. No `_` arm: a new call says here what its second person gets to see.
 pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
-    let mut about = match verb {
+    let about = match verb {
         Verb::CreateMeter => read(message, created),
         Verb::SetPolicy => read(message, policy_set),
         Verb::DeclareCounter => read(message, counter_declared),
@@ -88,7 +88,11 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::Health
         | Verb::Reflection => About::default(),
     };
-    // `{:?}` has escaped what could break a line; titles are hexadecimal.
+    within_len(about)
+}
+
+/// Cut off where a list's line ends: `{:?}` has escaped what could break it; titles are hexadecimal.
+fn within_len(mut about: About) -> About {
     about.line = about.line.chars().take(LEN_MAX).collect();
     about
 }

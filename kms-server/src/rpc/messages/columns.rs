@@ -159,13 +159,11 @@ fn verdicts(outcomes: &[Outcome]) -> Bytes {
 }
 
 fn flags(outcomes: &[Outcome]) -> Bytes {
-    outcomes
-        .iter()
-        .map(|outcome| {
-            let authenticated = if outcome.verdict == Verdict::Ok { AUTHENTICATED } else { 0 };
-            if outcome.duplicate { authenticated | DUPLICATE } else { authenticated }
-        })
-        .collect()
+    let flag = |outcome: &Outcome| {
+        let authenticated = if outcome.verdict == Verdict::Ok { AUTHENTICATED } else { 0 };
+        if outcome.duplicate { authenticated | DUPLICATE } else { authenticated }
+    };
+    outcomes.iter().map(flag).collect()
 }
 
 fn encryption_versions(outcomes: &[Outcome]) -> Vec<u32> {
@@ -177,13 +175,11 @@ fn authentication_versions(outcomes: &[Outcome]) -> Vec<u32> {
 }
 
 fn reasons(outcomes: &mut [Outcome]) -> Vec<ItemReason> {
-    (0u32..)
-        .zip(outcomes)
-        .filter_map(|(index, outcome)| {
-            let reason = outcome.reason.take()?;
-            Some(ItemReason { index, reason: reason.into() })
-        })
-        .collect()
+    let reason = |(index, outcome): (u32, &mut Outcome)| {
+        let reason = outcome.reason.take()?;
+        Some(ItemReason { index, reason: reason.into() })
+    };
+    (0u32..).zip(outcomes).filter_map(reason).collect()
 }
 
 #[cfg(test)]

@@ -25,16 +25,24 @@ pub(crate) fn wire(node: NodeId, origin: &Origin<'_>, items: &[Plain<'_>]) -> Pr
     }
 }
 
-fn batch(items: &[Plain<'_>]) -> PlainBatch {
-    let id = |item: &Plain<'_>| match item.whose {
+/// The item in the column of meter ids: empty if it goes by its title.
+fn meter_id(item: &Plain<'_>) -> String {
+    match item.whose {
         Whose::Title(_) => String::new(),
         Whose::Id(id) => id.to_owned(),
-    };
-    let title = |item: &Plain<'_>| match item.whose {
+    }
+}
+
+/// The item in the column of titles: zeros if it goes by its id.
+fn title(item: &Plain<'_>) -> [u8; SystemTitle::LEN] {
+    match item.whose {
         Whose::Title(title) => *title.as_bytes(),
         Whose::Id(_) => [0; SystemTitle::LEN],
-    };
-    let mut meter_ids: Vec<_> = items.iter().map(id).collect();
+    }
+}
+
+fn batch(items: &[Plain<'_>]) -> PlainBatch {
+    let mut meter_ids: Vec<_> = items.iter().map(meter_id).collect();
     let mut titles: Vec<_> = items.iter().map(title).collect();
     // A column is whole or empty.
     if meter_ids.iter().all(String::is_empty) {

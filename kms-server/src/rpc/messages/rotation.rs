@@ -51,13 +51,11 @@ fn version_or_none(name: &'static str, number: u32) -> Result<Option<u16>, Refus
 }
 
 fn form(number: i32) -> Result<Option<AssociationForm>, Refused> {
-    match u8::try_from(number) {
-        Ok(0) => Ok(None),
-        Ok(number) => AssociationForm::from_number(number)
-            .map(Some)
-            .ok_or(field("form", "there is no such form")),
-        Err(_) => Err(field("form", "there is no such form")),
+    if number == 0 {
+        return Ok(None);
     }
+    let form = u8::try_from(number).ok().and_then(AssociationForm::from_number);
+    form.map(Some).ok_or(field("form", "there is no such form"))
 }
 
 fn carrier(carrier: Option<v1::KeyCarrier>, place: Place) -> Result<Carrier, Refused> {

@@ -387,10 +387,7 @@ impl Walk {
     fn count(&mut self, rules: &Rules, counter: usize, more: usize) -> Result<(), Refused> {
         self.counts[counter] += more;
         let (limit, what) = rules.most[counter];
-        if self.counts[counter] > limit {
-            return Err(Refused::TooMany { what, limit });
-        }
-        Ok(())
+        if self.counts[counter] > limit { Err(Refused::TooMany { what, limit }) } else { Ok(()) }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::lifecycle::{
     MeterView, NewKey, NewMeter, Page, Refusal,
 };
 use kms_core::{
-    ClearKey, ClientTitle, ClientTitles, KeyRecord, MeterId, MeterPolicy, MeterRecord,
+    Carrier, ClearKey, ClientTitle, ClientTitles, KeyRecord, MeterId, MeterPolicy, MeterRecord,
     MinimumProtection, Numbered, PastState, ProfileName, SecuritySetup, SystemTitle, Transfer,
     life::choosing::Place, ports::Replicated,
 };
@@ -213,15 +213,10 @@ fn damaged_meter(meter: DamagedMeter) -> v1::DamagedMeter {
 pub(crate) fn key_of(meter: &MeterRecord, record: &KeyRecord) -> v1::Key {
     let preferred = Place::of(record).preferred(meter).is_some_and(|it| it.id == record.id);
     let life = &record.life;
-    let past = |it: &PastState| v1::PastKeyState {
-        state: it.state as i32,
-        since_ms: it.since_ms,
-        reason: it.reason as i32,
-    };
     v1::Key {
         reason: life.reason as i32,
         changed_ms: record.changed_ms,
-        past: life.past.iter().map(past).collect(),
+        past: life.past.iter().map(past_state).collect(),
         preferred,
         usable_until_ms: life.usable_until_ms,
         destroy_at_ms: life.destroy_at_ms,
@@ -234,6 +229,20 @@ pub(crate) fn key_of(meter: &MeterRecord, record: &KeyRecord) -> v1::Key {
         protection: record.protection as i32,
         kcv: record.kcv.map_or_else(Bytes::new, |kcv| Bytes::copy_from_slice(&kcv)),
         created_ms: record.created_ms,
+    }
+}
+
+/// A state that a key was in before.
+fn past_state(it: &PastState) -> v1::PastKeyState {
+    v1::PastKeyState { state: it.state as i32, since_ms: it.since_ms, reason: it.reason as i32 }
+}
+
+/// The association that carries a key to its meter.
+fn key_carrier(carrier: &Carrier) -> v1::KeyCarrier {
+    v1::KeyCarrier {
+        security_setup: carrier.setup.0.into(),
+        client: carrier.client.into(),
+        form: carrier.form as i32,
     }
 }
 
@@ -253,11 +262,7 @@ fn transfer(transfer: &Transfer) -> v1::KeyTransfer {
         request_id: request.clone(),
         kek_id: Bytes::copy_from_slice(&kek.0),
         class_version: (*class_version).into(),
-        carrier: Some(v1::KeyCarrier {
-            security_setup: carrier.setup.0.into(),
-            client: carrier.client.into(),
-            form: carrier.form as i32,
-        }),
+        carrier: Some(key_carrier(carrier)),
         unreplicated: *unreplicated,
         sent_ms: *sent_ms,
         result: result.map_or(0, |(result, _)| result as i32),

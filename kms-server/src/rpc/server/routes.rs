@@ -62,7 +62,34 @@ pub(super) fn of_parts(
         budget: budget.clone(),
         message_bytes_max,
     };
-    let site = SiteService {
+    let site = of_site(config, parts, tls, figures, budget);
+    let audit = of_audit(parts);
+    // Answers are as long as their questions made them; only what comes in has a limit.
+    Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
+        .add_service(MetersServer::new(meters).max_decoding_message_size(message_bytes_max))
+        .add_service(
+            RotationServer::new(of_rotation(config, parts, budget))
+                .max_decoding_message_size(message_bytes_max),
+        )
+        .add_service(
+            ReplicationServer::new(replication).max_decoding_message_size(message_bytes_max),
+        )
+        .add_service(
+            NodesServer::new(nodes)
+                .max_decoding_message_size(message_bytes_max.saturating_add(FORWARDED_BYTES)),
+        )
+        .add_service(SiteServer::new(site).max_decoding_message_size(message_bytes_max))
+        .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
+}
+
+fn of_site(
+    config: &Config,
+    parts: &Parts,
+    tls: &Arc<Tls>,
+    figures: &Arc<Figures>,
+    budget: &Budget,
+) -> SiteService {
+    SiteService {
         looks: parts.looks(),
         replication: parts.replication.as_ref().map(|it| Arc::clone(&it.status)),
         syncing: parts.replication.as_ref().map(|it| Arc::clone(&it.syncing)),
@@ -83,24 +110,7 @@ pub(super) fn of_parts(
         started: parts.clock.now(),
         tls: Arc::clone(tls),
         figures: Arc::clone(figures),
-    };
-    let audit = of_audit(parts);
-    // Answers are as long as their questions made them; only what comes in has a limit.
-    Routes::new(CipheringServer::new(ciphering).max_decoding_message_size(message_bytes_max))
-        .add_service(MetersServer::new(meters).max_decoding_message_size(message_bytes_max))
-        .add_service(
-            RotationServer::new(of_rotation(config, parts, budget))
-                .max_decoding_message_size(message_bytes_max),
-        )
-        .add_service(
-            ReplicationServer::new(replication).max_decoding_message_size(message_bytes_max),
-        )
-        .add_service(
-            NodesServer::new(nodes)
-                .max_decoding_message_size(message_bytes_max.saturating_add(FORWARDED_BYTES)),
-        )
-        .add_service(SiteServer::new(site).max_decoding_message_size(message_bytes_max))
-        .add_service(AuditServer::new(audit).max_decoding_message_size(message_bytes_max))
+    }
 }
 
 fn of_rotation(config: &Config, parts: &Parts, budget: &Budget) -> RotationService {

@@ -86,11 +86,7 @@ impl NodesService {
         let problem = "a caller's name is 1 to 255 visible ASCII characters without spaces";
         let caller =
             CallerName::new(caller).map_err(|_| Refused::Field { field: "caller", problem })?;
-        let forwards = |it: &Verb| {
-            use Verb::{AnswerHlsChallenge, Encrypt, EncryptBatch, NextTransfer};
-            matches!(it, Encrypt | EncryptBatch | AnswerHlsChallenge | NextTransfer)
-        };
-        let verb = Verb::of_name(call).filter(forwards);
+        let verb = Verb::of_name(call).filter(is_forwarded);
         let problem = "a node forwards Ciphering/Encrypt, Ciphering/EncryptBatch, Ciphering/AnswerHlsChallenge and Rotation/NextTransfer alone";
         let verb = verb.ok_or(Refused::Field { field: "call", problem })?;
         let refused = match self.policy.permit(&caller, verb) {
@@ -102,4 +98,10 @@ impl NodesService {
         self.audit.record_refusal(call_of(by, verb, id), refused.word()).await;
         Err(refused.into())
     }
+}
+
+/// The calls that a node hands on to the one that holds the counters.
+fn is_forwarded(verb: &Verb) -> bool {
+    use Verb::{AnswerHlsChallenge, Encrypt, EncryptBatch, NextTransfer};
+    matches!(verb, Encrypt | EncryptBatch | AnswerHlsChallenge | NextTransfer)
 }

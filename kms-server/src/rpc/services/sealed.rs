@@ -189,13 +189,9 @@ fn read_header(
 /// Reads what was signed. Bytes that another encoder would have written otherwise are refused: fields
 /// that this version does not know would be signed for and passed over.
 fn canonical<M: Message + Default>(body: Bytes, field: &'static str) -> Result<M, Refused> {
-    let problem = "it is not in canonical form";
-    let message = M::decode(body.clone()).map_err(|_| Refused::Field { field, problem })?;
-    if message.encode_to_vec() == body {
-        Ok(message)
-    } else {
-        Err(Refused::Field { field, problem })
-    }
+    let refused = || Refused::Field { field, problem: "it is not in canonical form" };
+    let message = M::decode(body.clone()).map_err(|_| refused())?;
+    if message.encode_to_vec() == body { Ok(message) } else { Err(refused()) }
 }
 
 /// The hash as the wire has it.

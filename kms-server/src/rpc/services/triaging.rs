@@ -80,10 +80,8 @@ fn too_many(Spent { limit, after }: Spent) -> Refused {
 fn named(request: &TriageRequest, title: Option<SystemTitle>) -> Result<Named<'_>, Refused> {
     const PROBLEM: &str = "name the meter: its id or its system title, and not both";
     let wrong = Refused::Field { field: "meter_id", problem: PROBLEM };
-    match columns::named(title.as_ref().map(SystemTitle::as_bytes), &request.meter_id) {
-        None | Some(Named::InApdu) => Err(wrong),
-        Some(named) => Ok(named),
-    }
+    let named = columns::named(title.as_ref().map(SystemTitle::as_bytes), &request.meter_id);
+    named.filter(|named| !matches!(named, Named::InApdu)).ok_or(wrong)
 }
 
 fn subject(request: &TriageRequest) -> Result<Subject, Refused> {

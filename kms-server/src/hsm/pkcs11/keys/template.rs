@@ -233,12 +233,11 @@ pub(super) fn pinned(
 /// A key of protection `HSM` as it comes out of its wrapping: a meter's KEK may only wrap, a GUEK or
 /// GBEK only encrypt and decrypt. The KEK's unwrap template demands exactly this.
 pub(crate) fn unwrapped(under: SealedKek) -> Vec<Attribute> {
-    match under {
-        SealedKek::MeterKek => pinned(&[Usage::Wrap], MechanismType::AES_KEY_WRAP, false, false),
-        SealedKek::Use => {
-            pinned(&[Usage::Encrypt, Usage::Decrypt], MechanismType::AES_GCM, false, false)
-        }
-    }
+    let (usages, mechanism): (&[Usage], _) = match under {
+        SealedKek::MeterKek => (&[Usage::Wrap], MechanismType::AES_KEY_WRAP),
+        SealedKek::Use => (&[Usage::Encrypt, Usage::Decrypt], MechanismType::AES_GCM),
+    };
+    pinned(usages, mechanism, false, false)
 }
 
 /// A meter's key on its way from an import file to the store: it may be identified (CMAC) and wrapped.
