@@ -234,6 +234,7 @@ fn merged(
         return Err(NotReconciled::OtherMeter);
     }
     let mut meter = theirs.clone();
+    meter.legal_hold_ms = meter.legal_hold_ms.or(ours.legal_hold_ms);
     for key in &ours.keys {
         match meter.keys.iter_mut().find(|known| is_same(known, key)) {
             Some(known) => {
@@ -345,7 +346,9 @@ fn place(key: &KeyRecord) -> (crate::SecuritySetup, crate::KeyKind) {
 
 /// One key: by its id, or by its value where two sites brought it in.
 fn is_same(known: &KeyRecord, key: &KeyRecord) -> bool {
-    known.id == key.id || place(known) == place(key) && known.fingerprint == key.fingerprint
+    // Of a value that went on as another version a destroyed row stands.
+    let same_value = place(known) == place(key) && known.fingerprint == key.fingerprint;
+    known.id == key.id || same_value && known.state != KeyState::Destroyed
 }
 
 fn knows(known: &[FormerKey], key: &FormerKey) -> bool {

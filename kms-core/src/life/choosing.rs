@@ -1,7 +1,7 @@
 //! Which version protects what is sent, which one waits for evidence, and which pair carries a transfer.
 
 use super::NotDone;
-use crate::{KeyKind, KeyRecord, KeyState, MeterRecord, SecuritySetup};
+use crate::{KeyKind, KeyRecord, KeyState, MeterRecord, SecuritySetup, StateReason};
 
 /// A key of a meter: its kind in a security setup, all versions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -43,6 +43,13 @@ impl Place {
             all.max_by_key(|key| key.version)
         };
         self.preferred(meter).or_else(compromised)
+    }
+
+    /// Whether a later version is preferred of which it is sure that the meter has it.
+    pub(super) fn has_sure_successor(self, meter: &MeterRecord, version: u16) -> bool {
+        self.preferred(meter).is_some_and(|preferred| {
+            preferred.version > version && preferred.life.reason != StateReason::ConfirmedByResult
+        })
     }
 
     /// The version of this number.
@@ -105,8 +112,7 @@ pub fn pair(meter: &MeterRecord, staged: &KeyRecord, named: Option<Pair>) -> Res
 /// Whether a meter has a version that evidence would change: one that was made here and waits for it, or was confirmed
 /// by no more than an answer.
 pub fn awaits_evidence(key: &KeyRecord) -> bool {
-    use crate::StateReason::ConfirmedByResult;
     let waits = key.state == KeyState::PreActive
-        || key.state == KeyState::Active && key.life.reason == ConfirmedByResult;
+        || key.state == KeyState::Active && key.life.reason == StateReason::ConfirmedByResult;
     waits && key.life.transfer.is_some()
 }

@@ -6,7 +6,10 @@ use crate::{KeyRecord, KeyState, MeterRecord, StateReason};
 /// The time at which something of this meter is due first; milliseconds since 1970.
 pub fn next(meter: &MeterRecord) -> Option<u64> {
     let held = meter.legal_hold_ms.is_some();
-    let due = |it: &KeyRecord| [it.life.usable_until_ms, it.life.destroy_at_ms.filter(|_| !held)];
+    let wiped = |key: &KeyRecord| (!held && is_to_be_wiped(meter, key)).then_some(0);
+    let due = |it: &KeyRecord| {
+        [it.life.usable_until_ms, it.life.destroy_at_ms.filter(|_| !held), wiped(it)]
+    };
     meter.keys.iter().flat_map(due).flatten().min()
 }
 
@@ -19,7 +22,12 @@ pub fn pass(meter: &mut MeterRecord, now_ms: u64) -> bool {
         let Some(key) = meter.keys.get(at) else { continue };
         let is_preferred =
             Place::of(key).preferred(meter).is_some_and(|preferred| preferred.id == key.id);
+        let wiped = !held && is_to_be_wiped(meter, key);
         let Some(key) = meter.keys.get_mut(at) else { continue };
+        if wiped {
+            key.go_on(KeyState::Destroyed, StateReason::WipedAfterSuccessor, now_ms);
+            changed = true;
+        }
         if over(key.life.usable_until_ms) {
             // What is preferred again stays: somebody moved the preference back.
             key.life.usable_until_ms = None;
@@ -34,6 +42,12 @@ pub fn pass(meter: &mut MeterRecord, now_ms: u64) -> bool {
         }
     }
     changed
+}
+
+/// Of a compromised one nothing is kept once its successor is proved: one that was compromised at the other site, or was
+/// held meanwhile.
+fn is_to_be_wiped(meter: &MeterRecord, key: &KeyRecord) -> bool {
+    key.state == KeyState::Compromised && Place::of(key).has_sure_successor(meter, key.version)
 }
 
 /// Through the states that come before.

@@ -24,10 +24,10 @@ use crate::{
 pub struct Shown {
     /// The security setup.
     pub setup: SecuritySetup,
-    /// The version of the GUEK that opened it.
-    pub encryption: u16,
-    /// The version of the GAK in what its tag covers.
-    pub authentication: u16,
+    /// The GUEK that opened it, if that waits for evidence: by its name, since a number may come to be another key's.
+    pub encryption: Option<KeyId>,
+    /// The GAK in what its tag covers, if that waits.
+    pub authentication: Option<KeyId>,
 }
 
 /// A key that was proved, and how.
@@ -46,8 +46,8 @@ pub struct Proved {
 /// Takes what a meter has shown into its record. What comes back are the keys that this proves; none: nothing changed.
 pub fn show(meter: &mut MeterRecord, shown: &Shown, times: &Times, now_ms: u64) -> Vec<Proved> {
     let Shown { setup, encryption, authentication } = *shown;
-    let waits = |(kind, version)| {
-        let key = Place { setup, kind }.version(meter, version).ok()?;
+    let waits = |(kind, id): (KeyKind, Option<KeyId>)| {
+        let key = Place { setup, kind }.versions(meter).find(|key| Some(key.id) == id)?;
         awaits_evidence(key).then_some((key.id, key.life.transfer.as_ref().map(|it| it.kek)))
     };
     let both = [(KeyKind::Guek, encryption), (KeyKind::Gak, authentication)];
@@ -105,7 +105,8 @@ pub fn answered(
 }
 
 /// The key is active and preferred from now on. Where that is sure, its predecessors go: those that were compromised at
-/// once, the others when their grace is over.
+/// once, the others when their grace is over. Of one that an answer had confirmed it is now sure, and nothing else: what
+/// was preferred since stays so, for late traffic takes no newer key back.
 fn prove(
     meter: &mut MeterRecord,
     id: KeyId,
@@ -116,21 +117,26 @@ fn prove(
     let key = meter.keys.iter().find(|key| key.id == id)?;
     let (place, version) = (Place::of(key), key.version);
     let preference = place.next_preference(meter, now_ms);
-    let is_sure = reason != StateReason::ConfirmedByResult;
+    let was_active = key.state == KeyState::Active;
+    let stays = place.preferred(meter).is_some_and(|it| it.id == id) || !was_active;
+    let is_sure = stays && reason != StateReason::ConfirmedByResult;
+    let held = meter.legal_hold_ms.is_some();
     for key in meter.keys.iter_mut().filter(|key| Place::of(key) == place) {
         if key.id == id {
             match key.state {
                 KeyState::Active => key.life.reason = reason,
                 _ => key.go_on(KeyState::Active, reason, now_ms),
             }
-            key.life.preferred_ms = preference;
-            key.life.usable_until_ms = None;
+            if !was_active {
+                key.life.preferred_ms = preference;
+                key.life.usable_until_ms = None;
+            }
             // What the meter holds is not destroyed by a word from before anybody knew that.
             key.life.destroy_at_ms = None;
-        } else if is_sure && key.state == KeyState::Active {
+        } else if is_sure && key.version < version && key.state == KeyState::Active {
             let until = now_ms.saturating_add(times.grace_ms);
             key.life.usable_until_ms = key.life.usable_until_ms.or(Some(until));
-        } else if is_sure && key.state == KeyState::Compromised {
+        } else if is_sure && !held && key.version < version && key.state == KeyState::Compromised {
             key.go_on(KeyState::Destroyed, StateReason::WipedAfterSuccessor, now_ms);
         }
     }

@@ -139,10 +139,15 @@ fn room(
     times: &Times,
     now_ms: u64,
 ) -> Result<Option<KeyId>, NotDone> {
-    if place.versions(meter).filter(|key| key.is_live()).count() < LIVE_MAX {
+    let live = place.versions(meter).filter(|key| key.is_live()).count();
+    if live < LIVE_MAX {
         return Ok(None);
     }
     let Place { setup, kind } = place;
+    // More than are tried came in by a release that did not know the bound: one that goes makes no room.
+    if live > LIVE_MAX {
+        return Err(NotDone::TooManyLive { kind, setup });
+    }
     let long_ago = |key: &&KeyRecord| key.changed_ms.saturating_add(times.retention_ms) <= now_ms;
     let deactivated = place.versions(meter).filter(|key| key.state == KeyState::Deactivated);
     let oldest = deactivated.filter(long_ago).min_by_key(|key| (key.changed_ms, key.version));

@@ -90,16 +90,13 @@ pub fn compromise(
 ) -> Result<KeyState, NotDone> {
     let key = place.version(meter, version)?;
     let id = key.id;
-    let has_successor = place.preferred(meter).is_some_and(|preferred| {
-        preferred.id != id
-            && preferred.version > version
-            && preferred.life.reason != StateReason::ConfirmedByResult
-    });
+    let held = meter.legal_hold_ms.is_some();
+    let has_successor = place.has_sure_successor(meter, version);
     let Some(key) = meter.keys.iter_mut().find(|key| key.id == id) else {
         return Err(NotDone::NoSuchVersion { kind: place.kind, setup: place.setup, version });
     };
     key.go_on(KeyState::Compromised, StateReason::ReportedCompromised, now_ms);
-    if has_successor {
+    if has_successor && !held {
         key.go_on(KeyState::Destroyed, StateReason::WipedAfterSuccessor, now_ms);
     }
     Ok(key.state)
@@ -156,15 +153,18 @@ pub fn destroy(
 fn is_last_way(meter: &MeterRecord, place: Place, key: &KeyRecord) -> bool {
     // One whose grace ends goes by itself.
     let stays = |other: &&KeyRecord| {
-        let KeyLife { destroy_at_ms, usable_until_ms, .. } = &other.life;
-        other.id != key.id && destroy_at_ms.is_none() && usable_until_ms.is_none()
+        let KeyLife { destroy_at_ms, usable_until_ms, reason, .. } = &other.life;
+        let is_sure = *reason != StateReason::ConfirmedByResult;
+        other.id != key.id && destroy_at_ms.is_none() && usable_until_ms.is_none() && is_sure
     };
     let mut others = place.versions(meter).filter(stays);
     let never_left = key.state == KeyState::PreActive && !was_sent(key);
     if never_left {
         return false;
     }
+    let is_preferred = place.preferred(meter).is_some_and(|preferred| preferred.id == key.id);
     key.state == KeyState::PreActive
+        || is_preferred
         || key.state.may_carry() && !others.any(|other| other.state.may_protect())
 }
 

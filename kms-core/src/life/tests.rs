@@ -95,7 +95,18 @@ fn sent(meter: &mut MeterRecord, now_ms: u64) {
     transfers.for_each(|it| _ = it.sent_ms.get_or_insert(now_ms));
 }
 
+/// What these versions show, as [`key`] names them.
 fn shown(encryption: u16, authentication: u16) -> Shown {
+    let id = |kind, version| Some(key(kind, version, KeyState::Active).id);
+    let (encryption, authentication) =
+        (id(KeyKind::Guek, encryption), id(KeyKind::Gak, authentication));
+    Shown { setup: SecuritySetup(0), encryption, authentication }
+}
+
+/// The same, of whatever keys have these versions.
+fn shown_by(meter: &MeterRecord, version: u16) -> Shown {
+    let id = |kind| place(kind).version(meter, version).map(|key| key.id).ok();
+    let (encryption, authentication) = (id(KeyKind::Guek), id(KeyKind::Gak));
     Shown { setup: SecuritySetup(0), encryption, authentication }
 }
 
@@ -371,6 +382,71 @@ fn a_destruction_waits_asks_twice_for_the_last_way_and_respects_a_hold() {
 }
 
 #[test]
+fn late_traffic_takes_no_newer_key_back_and_wipes_none() {
+    let setup = SecuritySetup(1);
+    let port = Place { setup, kind: KeyKind::Guek };
+    let mut meter = meter();
+    meter.keys.push(KeyRecord {
+        setup,
+        id: KeyId([8; 16]),
+        ..key(KeyKind::Guek, 1, KeyState::Active)
+    });
+    meter.keys.push(KeyRecord {
+        setup,
+        id: KeyId([9; 16]),
+        ..key(KeyKind::Kek, 1, KeyState::Active)
+    });
+    let wish = Wish { place: port, ..wish(KeyKind::Guek) };
+    let next = |meter: &mut MeterRecord, id, now_ms| {
+        let plan = to_make(meter, &wish, now_ms);
+        let made = Made {
+            id: KeyId([id; 16]),
+            fingerprint: Fingerprint([id; 16]),
+            ..made(KeyKind::Guek, 2)
+        };
+        stage(meter, &wish, &plan, made, now_ms);
+        sent(meter, now_ms);
+    };
+    let of = |id| Shown { setup, encryption: Some(KeyId([id; 16])), authentication: None };
+    next(&mut meter, 0xA2, 10);
+    answered(&mut meter, port, TransferResult::Success, (&TIMES, 11)).unwrap().unwrap();
+    next(&mut meter, 0xA3, 20);
+    compromise(&mut meter, port, 3, 21).unwrap();
+    // A late message under the second one: the third one, which the meter may hold, is not wiped.
+    show(&mut meter, &of(0xA2), &TIMES, 22);
+    due::pass(&mut meter, 23);
+    assert_eq!(port.version(&meter, 3).unwrap().state, KeyState::Compromised);
+    assert_eq!(port.preferred(&meter).unwrap().version, 2);
+    // Nor is one taken back that the meter showed later.
+    next(&mut meter, 0xA4, 30);
+    show(&mut meter, &of(0xA4), &TIMES, 31);
+    assert_eq!(show(&mut meter, &of(0xA2), &TIMES, 32), []);
+    assert_eq!(port.preferred(&meter).unwrap().version, 4);
+    due::pass(&mut meter, 10_000);
+    assert_eq!(port.preferred(&meter).unwrap().version, 4);
+    assert_eq!(port.version(&meter, 4).unwrap().state, KeyState::Active);
+}
+
+#[test]
+fn what_is_preferred_is_the_last_way_and_a_hold_keeps_what_is_compromised() {
+    let mut meter = meter();
+    staged(&mut meter, KeyKind::Guek, 10);
+    show(&mut meter, &shown(2, 1), &TIMES, 12);
+    let guek = place(KeyKind::Guek);
+    prefer(&mut meter, guek, 1, 13).unwrap();
+    let refused = destroy(&mut meter, guek, 1, destruction(false, 14));
+    assert!(matches!(refused, Err(NotDone::LastWay { .. })));
+    prefer(&mut meter, guek, 2, 15).unwrap();
+    meter.legal_hold_ms = Some(16);
+    assert_eq!(compromise(&mut meter, guek, 1, 17), Ok(KeyState::Compromised));
+    assert!(!due::pass(&mut meter, 18));
+    meter.legal_hold_ms = None;
+    assert_eq!(due::next(&meter), Some(0));
+    assert!(due::pass(&mut meter, 19));
+    assert_eq!(state(&meter, KeyKind::Guek, 1), KeyState::Destroyed);
+}
+
+#[test]
 fn a_predecessor_in_its_grace_is_no_other_way() {
     let mut meter = meter();
     staged(&mut meter, KeyKind::Guek, 10);
@@ -496,7 +572,10 @@ proptest! {
                     let made = Made { id, fingerprint: Fingerprint(id.0), ..made(place.kind, plan.version) };
                     stage(&mut meter, &wish(place.kind), &plan, made, now_ms);
                 },
-                2 => { show(&mut meter, &shown(version, version), &TIMES, now_ms); }
+                2 => {
+                    let shown = shown_by(&meter, version);
+                    show(&mut meter, &shown, &TIMES, now_ms);
+                }
                 3 => { sent(&mut meter, now_ms); let _ = answered(&mut meter, place, TransferResult::Success, (&TIMES, now_ms)); }
                 4 => { let _ = prefer(&mut meter, place, version, now_ms); }
                 5 => { let _ = revive(&mut meter, place, version, KeyId([0x80 + at as u8; 16]), now_ms); }

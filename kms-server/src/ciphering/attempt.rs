@@ -350,7 +350,8 @@ impl Attempting<'_, '_> {
         ek: &Candidate<'_>,
         ak: &Candidate<'_>,
     ) -> Option<Shown> {
-        let waits = ek.standing.awaits || ak.standing.awaits;
+        let (encryption, authentication) = (ek.standing.awaits, ak.standing.awaits);
+        let waits = encryption.is_some() || authentication.is_some();
         let is_own = || {
             let title = *originator;
             let own = title == self.meter.title() || title == self.meter.own_title();
@@ -360,8 +361,8 @@ impl Attempting<'_, '_> {
         let vouches = !ek.standing.compromised && !ak.standing.compromised;
         (waits && vouches && self.key_kind() == KeyKind::Guek && is_own()).then_some(Shown {
             setup: ek.setup,
-            encryption: ek.version,
-            authentication: ak.version,
+            encryption,
+            authentication,
         })
     }
 

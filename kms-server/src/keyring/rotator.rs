@@ -70,6 +70,13 @@ impl SecretRotator {
                     .to_owned(),
             ));
         }
+        if self.opener.store.count_undecided().await? > 0 {
+            return Ok(Some(
+                "records that one site wrote alone wait for a decision, and under another secret they could not be read: \
+                 decide first (`ami-tool site divergence`)"
+                    .to_owned(),
+            ));
+        }
         let peers = self.peers().await?;
         let further = peers.iter().find(|peer| peer.tokens.is_some());
         Ok(further.map(|peer| {

@@ -130,12 +130,17 @@ pub(super) fn originator(
     setup: SecuritySetup,
     client: u16,
 ) -> Result<SystemTitle, Outcome> {
-    meter.client_title_of(setup, client).ok_or_else(|| Outcome {
+    // What the meter sends begins with its own title: one nonce would be used twice.
+    let is_meters = |title: &SystemTitle| *title == meter.title() || *title == meter.own_title();
+    let why = match meter.client_title_of(setup, client) {
+        Some(title) if !is_meters(&title) => return Ok(title),
+        Some(_) => "the meter's policy names the meter's own title for its client's",
+        None => "the meter's policy names no client title",
+    };
+    Err(Outcome {
         refusal: Some(Refusal::NoClientTitle),
         ..Outcome::of(Verdict::NoUsableKey)
-            .because(
-                "the meter's policy names no client title: set one (`ami-tool meter set-policy`)",
-            )
+            .because(format!("{why}: set one (`ami-tool meter set-policy`)"))
             .about(meter.title())
     })
 }

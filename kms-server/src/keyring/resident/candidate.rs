@@ -1,7 +1,7 @@
 //! Keys that an APDU is tried under.
 
 use crate::hsm::WrappedKey;
-use kms_core::SecuritySetup;
+use kms_core::{KeyId, SecuritySetup};
 
 /// A key to try.
 pub enum KeyMaterial<'a> {
@@ -22,8 +22,8 @@ pub struct Standing {
     pub carries: bool,
     /// It is known to others.
     pub compromised: bool,
-    /// It waits for evidence.
-    pub awaits: bool,
+    /// It waits for evidence, by this name.
+    pub awaits: Option<KeyId>,
 }
 
 impl<'a> KeyMaterial<'a> {

@@ -440,7 +440,7 @@ impl Filling<'_> {
             active: state.may_protect(),
             carries: state.may_carry(),
             compromised: !state.vouches(),
-            awaits: awaits_evidence(key),
+            awaits: awaits_evidence(key).then_some(key.id),
         };
         Ok(SlotInfo { kind, setup, version, standing, held })
     }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Bound,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -33,14 +34,21 @@ const AT_ONCE: usize = 256;
 #[derive(Debug, Default)]
 pub struct Evidence {
     /// A std lock: held for an insertion.
-    waiting: Mutex<BTreeSet<(SystemTitle, Shown)>>,
+    waiting: Mutex<Waiting>,
     came: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    all: BTreeSet<(SystemTitle, Shown)>,
+    /// The last one that was taken: all others have their turn before it comes again.
+    last: Option<(SystemTitle, Shown)>,
 }
 
 impl EvidenceSink for Evidence {
     fn shown(&self, title: &SystemTitle, shown: &Shown, _apdu: &[u8]) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.len() < WAITING_MAX && waiting.insert((*title, *shown)) {
+        if waiting.all.len() < WAITING_MAX && waiting.all.insert((*title, *shown)) {
             self.came.notify_one();
         }
     }
@@ -50,17 +58,19 @@ impl Evidence {
     /// Takes some of what waits: whoever has it writes it, or it is gone until the meter's next message.
     pub fn take(&self, most: usize) -> Vec<(SystemTitle, Shown)> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let some: Vec<_> = waiting.iter().take(most).copied().collect();
-        for one in &some {
-            waiting.remove(one);
-        }
+        let Waiting { all, last } = &mut *waiting;
+        let behind = last.map_or(Bound::Unbounded, Bound::Excluded);
+        let some: Vec<_> =
+            all.range((behind, Bound::Unbounded)).chain(all.iter()).take(most).copied().collect();
+        *last = some.last().copied();
+        let some: Vec<_> = some.into_iter().filter(|one| all.remove(one)).collect();
         some
     }
 
     fn put_back(&self, some: Vec<(SystemTitle, Shown)>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = WAITING_MAX.saturating_sub(waiting.len());
-        waiting.extend(some.into_iter().take(room));
+        let room = WAITING_MAX.saturating_sub(waiting.all.len());
+        waiting.all.extend(some.into_iter().take(room));
     }
 }
 
@@ -74,12 +84,30 @@ impl Lifecycle {
                 sleep(GATHER).await;
                 continue;
             }
-            if let Err(error) = self.take_shown(&some).await {
-                tracing::debug!(%error, "what meters have shown is not written yet");
-                evidence.put_back(some);
+            // By block, so that one that can't be read keeps none of the others waiting.
+            let mut failed = Vec::new();
+            for (_, some) in self.by_block(&some) {
+                if let Err(error) = self.take_shown(&some).await {
+                    tracing::debug!(%error, "what meters have shown is not written yet");
+                    failed.extend(some);
+                }
+            }
+            if !failed.is_empty() {
+                evidence.put_back(failed);
                 sleep(PAUSE).await;
             }
         }
+    }
+
+    fn by_block(
+        &self,
+        shown: &[(SystemTitle, Shown)],
+    ) -> BTreeMap<BlockNo, Vec<(SystemTitle, Shown)>> {
+        let mut by_block: BTreeMap<BlockNo, Vec<(SystemTitle, Shown)>> = BTreeMap::new();
+        for (title, shown) in shown {
+            by_block.entry(self.records.block_of(title)).or_default().push((*title, *shown));
+        }
+        by_block
     }
 
     /// Takes what these meters have shown into their records: what it proved.
@@ -101,10 +129,7 @@ impl Lifecycle {
         shown: &[(SystemTitle, Shown)],
     ) -> Result<Vec<(SystemTitle, Proved)>, LifecycleError> {
         self.writer.check_writes()?;
-        let mut by_block: BTreeMap<BlockNo, Vec<(SystemTitle, Shown)>> = BTreeMap::new();
-        for (title, shown) in shown {
-            by_block.entry(self.records.block_of(title)).or_default().push((*title, *shown));
-        }
+        let mut by_block = self.by_block(shown);
         let keys =
             shown.iter().map(|(title, _)| (self.records.block_of(title), RecordKey::meter(title)));
         let mut changes = self.writer.change_records(keys).await?;

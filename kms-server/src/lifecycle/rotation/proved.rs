@@ -22,6 +22,10 @@ impl ProvedKeys {
         known.get(key).is_some_and(|at| now.ms_since(*at) < LASTS_MS)
     }
 
+    pub(super) fn forget(&self, key: &KeyId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+    }
+
     pub(super) fn note(&self, key: KeyId, now: Moment) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= KNOWN_MAX {

@@ -9,7 +9,8 @@ use super::{
 };
 use crate::lifecycle::{error::LifecycleError, refusal::refusal, verbs::Lifecycle};
 use kms_core::{
-    AssociationForm, Carrier, KeyKind, KeyRecord, MeterId, MeterRecord, RefusalCode, SystemTitle,
+    AssociationForm, Carrier, KeyId, KeyKind, KeyRecord, KeyState, MeterId, MeterRecord,
+    RefusalCode, SystemTitle,
     audit::AuditedCall,
     life::{
         NotDone,
@@ -82,6 +83,8 @@ impl Lifecycle {
         if stepped.said && !unreplicated {
             let block = self.records.block_of(&outgoing.title);
             if let Proved::No(why) = self.proofs.prove(&[block]).await {
+                // What it proved before was that it has the key, and not that it may be sent.
+                self.proved.forget(&wanted);
                 return Err(not_proved(&why));
             }
         }
@@ -122,6 +125,7 @@ fn outgoing(
     let carrier =
         Carrier { form: sending.form.unwrap_or(transfer.carrier.form), ..transfer.carrier };
     check_title(meter, &carrier)?;
+    check_kek(meter, staged, &transfer.kek)?;
     let pair = pair(meter, staged, sending.pair).map_err(refused)?;
     let key = key_id(kind).ok_or_else(|| refused(NotDone::NotTransferable(kind)))?;
     let mut apdu = Vec::with_capacity(64);
@@ -129,6 +133,15 @@ fn outgoing(
     key_transfer(sending.invoke_id_and_priority, setup.0, what, &mut apdu);
     let (title, version) = (meter.system_title, staged.version);
     Ok((Outgoing { title, apdu, carrier, pair, version }, staged.clone()))
+}
+
+/// What was staged under a KEK before that was compromised is read by who has it; what was staged since, two people knew.
+fn check_kek(meter: &MeterRecord, staged: &KeyRecord, kek: &KeyId) -> Result<(), LifecycleError> {
+    let kek = meter.keys.iter().find(|key| key.id == *kek);
+    let leaks = kek.is_some_and(|kek| {
+        kek.state >= KeyState::Compromised && staged.created_ms < kek.changed_ms
+    });
+    if leaks { Err(refused(NotDone::KekCompromised(staged.setup))) } else { Ok(()) }
 }
 
 /// The nonces of what we send begin with the client's title: without one, or with the meter's own, nothing is sent.

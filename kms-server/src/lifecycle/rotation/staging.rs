@@ -240,24 +240,24 @@ impl Lifecycle {
         let profile = meter.policy.profile.as_ref().and_then(|name| self.profiles.get(name));
         let resets = profile.is_some_and(|it| it.counters_on_new_key == CountersOnNewKey::Reset);
         let epoch = self.counting.standing().epoch;
-        let former = match place.carries(meter) {
-            Some(key) if !resets => {
-                let any = LineName { fingerprint: key.fingerprint, originator: meter.system_title };
-                Some((key.fingerprint, self.counting.lines(self.counting.block_of(&any)).await?))
-            }
-            _ => None,
-        };
+        // Above the lines of all versions that the meter may hold: it may have used the newest, whatever is preferred.
+        let mut former = Vec::new();
+        for key in place.versions(meter).filter(|key| key.is_live() && !resets) {
+            let any = LineName { fingerprint: key.fingerprint, originator: meter.system_title };
+            let lines = self.counting.lines(self.counting.block_of(&any)).await?.lines;
+            former.push((key.fingerprint, lines));
+        }
         let mut lines = Vec::new();
         for originator in titles(meter, place) {
             let name = LineName { fingerprint, originator };
-            let before = former.as_ref().map(|(fingerprint, known)| {
+            let before = former.iter().filter_map(|(fingerprint, known)| {
                 let name = LineName { fingerprint: *fingerprint, originator };
-                known.lines.get(&name).and_then(|(line, _)| line.offset)
+                known.get(&name).and_then(|(line, _)| line.offset)
             });
-            let line = match before {
-                None => Line::of_new_key(name, epoch),
-                Some(Some(offset)) => Line::after(name, offset, epoch),
-                Some(None) => Ok(Line::undeclared(name)),
+            let line = match before.max() {
+                Some(offset) => Line::after(name, offset, epoch),
+                None if former.is_empty() => Line::of_new_key(name, epoch),
+                None => Ok(Line::undeclared(name)),
             };
             // Without room above the former one it waits to be declared, as an imported key does.
             lines.push(line.unwrap_or(Line::undeclared(name)));

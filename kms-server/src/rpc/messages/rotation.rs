@@ -28,7 +28,10 @@ pub(crate) fn place(place: Option<v1::KeyPlace>) -> Result<(MeterId, Place), Ref
     let v1::KeyPlace { meter_id, kind, security_setup } =
         place.ok_or(field("place", "name the meter, the kind and the security setup"))?;
     let id = words::meter_id("place.meter_id", &meter_id)?;
-    let kind = u8::try_from(kind).ok().and_then(KeyKind::from_number);
+    let transfers = |kind: &KeyKind| {
+        matches!(kind, KeyKind::Guek | KeyKind::Gbek | KeyKind::Gak | KeyKind::Kek)
+    };
+    let kind = u8::try_from(kind).ok().and_then(KeyKind::from_number).filter(transfers);
     let kind = kind.ok_or(field("place.kind", "it is GUEK, GBEK, GAK or KEK"))?;
     let setup = setup("place.security_setup", security_setup)?;
     Ok((id, Place { setup, kind }))
