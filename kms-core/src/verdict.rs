@@ -30,6 +30,11 @@ crate::numbered! {
 }
 
 impl Verdict {
+    /// What verified under a key that vouches for it, or under one that is known to others.
+    pub const fn of_authentic(vouches: bool) -> Self {
+        if vouches { Self::Ok } else { Self::CompromisedKey }
+    }
+
     /// Whether plaintext may come back: with what opened, and with what opened under a compromised key.
     pub const fn may_have_plaintext(self) -> bool {
         self.opened() || matches!(self, Self::CompromisedKey)

@@ -12,7 +12,7 @@ use super::{
     verbs::Associations,
 };
 use crate::{
-    keyring::{ResidentMeter, scrub_stack},
+    keyring::{ResidentMeter, SealedHlsSecret, scrub_stack},
     transmitting::Outcome,
 };
 use kms_core::{Record, SystemTitle, Verdict};
@@ -22,6 +22,9 @@ const VERSIONS_MAX: usize = 16;
 
 /// Bytes of mechanism 2's key.
 const KEY_LEN: usize = 16;
+
+/// A secret for the length of a call, and what is known of it.
+type Opened = (Zeroizing<Vec<u8>>, SealedHlsSecret);
 
 impl Facts {
     /// The mechanism, if it is one with a secret.
@@ -48,7 +51,7 @@ impl Associations {
     /// be no key that anything else is enciphered under.
     pub(super) async fn check_secret(&self, facts: &Facts) -> Result<(), Outcome> {
         let Some(mechanism) = facts.secret_mechanism() else { return Ok(()) };
-        let (secret, _) = self.secret_of(facts).await?;
+        let (secret, ..) = self.secret_of(facts).await?;
         hls::check_secret(mechanism, &secret).map_err(Outcome::of_hls)?;
         if facts.mechanism == Mechanism::Manufacturer {
             self.check_no_cipher_key(facts.title, &secret).await?;
@@ -85,7 +88,7 @@ impl Associations {
         mechanism: SecretMechanism,
         challenge: &[u8],
     ) -> Result<Answered, Outcome> {
-        let (secret, version) = self.secret_of(facts).await?;
+        let (secret, sealed) = self.secret_of(facts).await?;
         let exchange = facts.exchange(challenge);
         let answer = hls::compute_with_secret(mechanism, &secret, &exchange, Side::Client);
         scrub_stack();
@@ -94,7 +97,7 @@ impl Associations {
             bytes: answer.map_err(Outcome::of_hls)?.as_bytes().to_vec(),
             answer_counter: 0,
             action_counter: 0,
-            secret_version: version,
+            secret_version: sealed.version,
         })
     }
 
@@ -108,11 +111,12 @@ impl Associations {
         let secrets = self.secrets_of(facts, |_| true).await?;
         let exchange = facts.exchange(challenge);
         let mut why = HlsError::NotAuthentic;
-        for (secret, version) in secrets.iter().take(VERSIONS_MAX) {
+        for (secret, sealed) in secrets.iter().take(VERSIONS_MAX) {
             match hls::verify_with_secret(mechanism, secret, &exchange, answer) {
                 Ok(()) => {
-                    let verified = Verified::of(Verdict::Ok, facts.title);
-                    return Ok(Verified { secret_version: *version, ..verified });
+                    let verdict = Verdict::of_authentic(sealed.vouches);
+                    let verified = Verified::of(verdict, facts.title);
+                    return Ok(Verified { secret_version: sealed.version, ..verified });
                 }
                 Err(error) => why = error,
             }
@@ -121,32 +125,37 @@ impl Associations {
         Err(Outcome::of_hls(why))
     }
 
-    async fn secret_of(&self, facts: &Facts) -> Result<(Zeroizing<Vec<u8>>, u16), Outcome> {
-        self.secrets_of(facts, |protects| protects).await?.into_iter().next().ok_or_else(|| {
-            Outcome::of(Verdict::NoUsableKey)
-                .because(format!(
-                    "the meter has no active HLS secret in security setup {}",
-                    facts.setup.0
-                ))
-                .about(facts.title)
-        })
+    async fn secret_of(&self, facts: &Facts) -> Result<Opened, Outcome> {
+        // What was compromised answers where nothing is active: its successor has to be brought there.
+        self.secrets_of(facts, |it| it.protects || !it.vouches)
+            .await?
+            .into_iter()
+            .next()
+            .ok_or_else(|| {
+                Outcome::of(Verdict::NoUsableKey)
+                    .because(format!(
+                        "the meter has no active HLS secret in security setup {}",
+                        facts.setup.0
+                    ))
+                    .about(facts.title)
+            })
     }
 
     /// The secrets of the association's setup, in the order to try them.
     async fn secrets_of(
         &self,
         facts: &Facts,
-        wanted: impl Fn(bool) -> bool,
-    ) -> Result<Vec<(Zeroizing<Vec<u8>>, u16)>, Outcome> {
+        wanted: impl Fn(&SealedHlsSecret) -> bool,
+    ) -> Result<Vec<Opened>, Outcome> {
         let unavailable =
             |why: String| Outcome::of(Verdict::Unavailable).because(why).about(facts.title);
         let table = self.reader.open(self.reader.block_of(&facts.title)).await;
         let table = table.map_err(|error| unavailable(error.to_string()))?;
         let meter = table.find(&facts.title).filter(|meter| !meter.is_damaged());
         let meter = meter.ok_or_else(|| unavailable("the meter can't be served".to_owned()))?;
-        let sealed = meter.hls_secrets(facts.setup).filter(|sealed| wanted(sealed.protects));
+        let sealed = meter.hls_secrets(facts.setup).filter(|sealed| wanted(sealed));
         let open = |meter: &ResidentMeter<'_>, sealed| self.reader.open_secret(meter, sealed);
-        let opened = sealed.filter_map(|sealed| Some((open(&meter, sealed)?, sealed.version)));
+        let opened = sealed.filter_map(|sealed| Some((open(&meter, sealed)?, sealed.clone())));
         let opened = opened.collect();
         scrub_stack();
         Ok(opened)

@@ -309,7 +309,7 @@ impl Associations {
                 encryption_key_version: gmac.encryption_key_version,
                 authentication_key_version: gmac.authentication_key_version,
                 answer_counter: gmac.counter,
-                ..Verified::of(Verdict::Ok, facts.title)
+                ..Verified::of(Verdict::of_authentic(!gmac.compromised), facts.title)
             },
         }
     }

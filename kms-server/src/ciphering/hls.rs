@@ -47,6 +47,8 @@ pub struct Gmac {
     pub encryption_key_version: u16,
     /// Version of the GAK.
     pub authentication_key_version: u16,
+    /// One of the two is known to be compromised: whoever has it could have answered, and it moves no floor.
+    pub compromised: bool,
     arrival: Option<Arrival>,
 }
 
@@ -201,23 +203,24 @@ fn try_gmac(
     let Some(suite) = answer.first().and_then(|control| suite_of(*control)) else {
         return failed("the answer does not begin with a security control byte of mechanism 5");
     };
-    let (own, keys): (_, Vec<_>) =
-        (meter.own_title(), meter.candidates(KeyKind::Gak, Some(setup)).collect());
-    let pairs = meter.candidates(KeyKind::Guek, Some(setup));
-    let pairs = pairs.flat_map(|ek| keys.iter().map(move |ak| (ek.version, ek.key.bytes(), ak)));
-    for (version, encryption, ak) in pairs.take(PAIRS_MAX) {
-        let (Some(encryption), Some(authentication)) = (encryption, ak.key.bytes()) else {
+    let own = meter.own_title();
+    let candidates = |kind| meter.candidates(kind, Some(setup)).collect::<Vec<_>>();
+    let (eks, aks) = (candidates(KeyKind::Guek), candidates(KeyKind::Gak));
+    let pairs = eks.iter().flat_map(|ek| aks.iter().map(move |ak| (ek, ak)));
+    for (ek, ak) in pairs.take(PAIRS_MAX) {
+        let (Some(encryption), Some(authentication)) = (ek.key.bytes(), ak.key.bytes()) else {
             continue;
         };
         let keys = Keys { encryption, authentication };
         let Ok(counter) = hls::verify(suite, &own, &keys, challenge, answer) else { continue };
-        let arrival = arrival(&meter, (setup, version), counter, answer);
-        let authentication_key_version = ak.version;
+        let compromised = ek.standing.compromised || ak.standing.compromised;
+        let arrival = || arrival(&meter, (setup, ek.version), counter, answer);
         return Ok(Gmac {
             counter,
-            encryption_key_version: version,
-            authentication_key_version,
-            arrival,
+            encryption_key_version: ek.version,
+            authentication_key_version: ak.version,
+            compromised,
+            arrival: if compromised { None } else { arrival() },
         });
     }
     failed("the answer does not verify under any pair of the meter's keys")

@@ -13,13 +13,16 @@ use dlms::{
     hls::{self, Exchange, SecretMechanism},
 };
 use kms_core::{
-    KeyKind, MeterPolicy, MinimumProtection, ProfileName, SecuritySetup, Verdict, audit::NodeId,
-    counters::refusal::Refusal, moment::Moment, ports::Clock,
+    KeyKind, KeyState, MeterId, MeterPolicy, MinimumProtection, ProfileName, SecuritySetup,
+    Verdict, audit::NodeId, counters::refusal::Refusal, life::choosing::Place, moment::Moment,
+    ports::Clock,
 };
 
 use super::{
     home::{Home, at_home, profiles_for_hls},
-    site_common::{BOTH, GAK, GUEK, Options, Site, in_hsm, key, meter_with, title, value},
+    site_common::{
+        BOTH, GAK, GUEK, Options, Site, call, id, in_hsm, key, meter_with, title, value,
+    },
     transmitting::declare,
 };
 use crate::{
@@ -295,6 +298,46 @@ fn a_challenge_that_is_a_command_or_our_own_is_not_answered_and_costs_no_counter
         assert_eq!(short.outcome.verdict, Verdict::Malformed);
         // Nothing was given out, so it may go on.
         assert_eq!(it.answer(&begun, BARE).await.answer_counter & 0x00FF_FFFF, 1);
+    });
+}
+
+#[test]
+fn an_answer_under_what_is_known_to_others_says_so_and_moves_no_floor() {
+    at_home(async |home| {
+        let it = world(home).await;
+        it.site.add(of_profile(1, "strict", vec![])).await;
+        it.site.add(with_secret(2, "without", SECRET)).await;
+        declare(&it.sending, 1, None).await.unwrap();
+        for (n, kind) in [(1, KeyKind::Guek), (2, KeyKind::HlsSecret)] {
+            let named =
+                (MeterId::new(&id(n)).unwrap(), (Place { setup: SecuritySetup(0), kind }, 1));
+            let call = call("Rotation/CompromiseKey");
+            let compromised = it.site.lifecycle.compromise_key(&call, &named.0, named.1);
+            assert_eq!(compromised.await.unwrap().said, KeyState::Compromised);
+        }
+        let floors = || it.site.ciphering.floors_before(title(1), SecuritySetup(0));
+        let before = format!("{:?}", floors().await.unwrap());
+        // It is answered all the same: the successor has to be brought through an association.
+        let begun = it.begin(1, GMAC).await;
+        assert_eq!(it.answer(&begun, BARE).await.outcome.verdict, Verdict::Ok);
+        let apdu = response(1, &meters_answer(1, &begun.challenge, 1_000), 1_001);
+        let verified = it.verify(&begun, GivenAnswer::Carried(&apdu)).await;
+        let told = (verified.verdict, verified.encryption_key_version, verified.answer_counter);
+        assert_eq!(told, (Verdict::CompromisedKey, 1, 1_000));
+        assert_eq!(format!("{:?}", floors().await.unwrap()), before);
+        let mechanism = SecretMechanism::Md5;
+        let begun = it.begin(2, Mechanism::Secret(mechanism)).await;
+        assert_eq!(it.answer(&begun, BARE).await.outcome.verdict, Verdict::Ok);
+        let exchange = Exchange {
+            client: CLIENT,
+            server: title(2),
+            client_challenge: &begun.challenge,
+            server_challenge: STOC,
+        };
+        let answer = hls::compute_with_secret(mechanism, SECRET, &exchange, Side::Server);
+        let bytes = answer.unwrap().as_bytes().to_vec();
+        let verified = it.verify(&begun, GivenAnswer::Bare(&bytes)).await;
+        assert_eq!((verified.verdict, verified.secret_version), (Verdict::CompromisedKey, 1));
     });
 }
 

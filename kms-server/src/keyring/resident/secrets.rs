@@ -16,6 +16,8 @@ pub struct SealedHlsSecret {
     pub version: u16,
     /// Whether it answers challenges, and does not only verify answers.
     pub protects: bool,
+    /// It is not known to others.
+    pub vouches: bool,
     id: KeyId,
     sealed: Box<[u8]>,
 }
@@ -39,6 +41,7 @@ pub(super) fn of(meter: &MeterRecord) -> Box<[SealedHlsSecret]> {
         setup: key.setup,
         version: key.version,
         protects: key.state.may_protect(),
+        vouches: key.state.vouches(),
         id: key.id,
         sealed: key.wrapped.clone().into(),
     };
