@@ -67,13 +67,15 @@ fn forgets_more(ours: &Fact, theirs: Option<&Record>) -> bool {
 }
 
 fn state_in(ours: &MeterRecord, key: &crate::KeyRecord) -> Option<KeyState> {
-    // A value that goes on as another version is not given up.
-    let goes_on = ours.keys.iter().any(|it| {
+    // A value that goes on as another version is not given up: that version's state is its own.
+    let goes_on = ours.keys.iter().filter(|it| {
         (it.setup, it.kind, it.fingerprint) == (key.setup, key.kind, key.fingerprint)
             && it.is_live()
     });
+    let goes_on = goes_on.map(|it| it.state).max();
     let by_id = ours.keys.iter().find(|ours| ours.id == key.id).map(|ours| ours.state);
-    let by_id = by_id.filter(|state| *state != KeyState::Destroyed || !goes_on);
+    let by_id = by_id.filter(|state| *state != KeyState::Destroyed || goes_on.is_none());
+    let by_id = by_id.max(goes_on);
     by_id.into_iter().chain(former_state(&ours.former, key)).max()
 }
 

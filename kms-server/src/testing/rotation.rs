@@ -382,6 +382,20 @@ fn keys_of_all_kinds_and_protections_are_made_and_no_two_are_alike() {
 }
 
 #[test]
+fn what_was_wrapped_before_its_kek_was_known_to_be_compromised_is_not_sent() {
+    at_home(async |home| {
+        let (site, sending) = ready(home).await;
+        let (on, meter) = ((&site.lifecycle, &sending), MeterId::new(&id(1)).unwrap());
+        stage(&site.lifecycle, 1, KeyKind::Guek).await;
+        transfer(on, 1, KeyKind::Guek, None).await.unwrap();
+        let call = call("Rotation/CompromiseKey");
+        site.lifecycle.compromise_key(&call, &meter, (place(KeyKind::Kek), 1)).await.unwrap();
+        let refused = transfer(on, 1, KeyKind::Guek, None).await.unwrap_err();
+        assert_eq!(code(refused), RefusalCode::KekCompromised);
+    });
+}
+
+#[test]
 fn nothing_is_sent_with_the_meters_own_title_or_none() {
     at_home(async |home| {
         let (site, sending) = ready(home).await;

@@ -193,6 +193,26 @@ fn at_contact_a_compromised_key_is_withdrawn_and_nothing_else_changes() {
 }
 
 #[test]
+fn at_contact_a_value_that_goes_on_as_another_version_is_not_given_up() {
+    // A key that was taken back: a new row of the same value stands beside the one that was destroyed.
+    let revived = KeyRecord { fingerprint: Fingerprint([1; 16]), ..key(4, Active) };
+    let ours = |old| {
+        let mut meter = a_meter(&[(1, old)]);
+        meter.keys.push(revived.clone());
+        meter
+    };
+    let aside = Record::Meter(ours(Destroyed));
+    let stands = meter(&[(1, Active), (2, Active)]);
+    assert_eq!(at_contact(&aside, Some(&stands), NOW), None);
+    // The same of a compromised one is no way back.
+    let mut compromised = ours(Destroyed);
+    compromised.keys[1].state = Compromised;
+    let now = at_contact(&Record::Meter(compromised), Some(&stands), NOW);
+    let Some(Record::Meter(now)) = now else { panic!("{now:?}") };
+    assert_eq!(now.keys[0].state, Compromised);
+}
+
+#[test]
 fn each_record_that_was_set_aside_is_of_one_kind_for_a_rule() {
     let stands = meter(&[(1, Active)]);
     let parting =

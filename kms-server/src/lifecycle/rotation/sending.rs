@@ -139,7 +139,7 @@ fn outgoing(
 fn check_kek(meter: &MeterRecord, staged: &KeyRecord, kek: &KeyId) -> Result<(), LifecycleError> {
     let kek = meter.keys.iter().find(|key| key.id == *kek);
     let leaks = kek.is_some_and(|kek| {
-        kek.state >= KeyState::Compromised && staged.created_ms < kek.changed_ms
+        kek.state >= KeyState::Compromised && staged.created_ms <= kek.changed_ms
     });
     if leaks { Err(refused(NotDone::KekCompromised(staged.setup))) } else { Ok(()) }
 }
