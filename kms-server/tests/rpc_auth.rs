@@ -160,7 +160,10 @@ async fn every_role_is_refused_exactly_the_calls_it_lacks() {
                         (Code::InvalidArgument, "BAD_FIELD".to_owned())
                     }
                     // Never by one person alone.
-                    Verb::ReadmitMeter | Verb::AdmitEpoch | Verb::ForgetRevocationList => {
+                    Verb::ReadmitMeter
+                    | Verb::AdmitEpoch
+                    | Verb::ForgetRevocationList
+                    | Verb::ReviveKey => {
                         (Code::FailedPrecondition, "SECOND_PERSON_NEEDED".to_owned())
                     }
                     _ => (Code::Unimplemented, String::new()),

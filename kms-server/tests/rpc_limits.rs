@@ -289,6 +289,7 @@ async fn reflection_lists_every_service() {
             "ami.kms.v1.Meters",
             "ami.kms.v1.Nodes",
             "ami.kms.v1.Replication",
+            "ami.kms.v1.Rotation",
             "ami.kms.v1.Site",
             "grpc.health.v1.Health",
             "grpc.reflection.v1.ServerReflection"

@@ -494,7 +494,7 @@ async fn an_import_of_a_sealed_file_waits_for_its_header_and_goes_on_where_it_br
         shown.summary,
         format!(
             "sealed file {file} of signer \"maker\", sealed at 2026-01-01T00:00:00Z, 900 lines, \
-             rules: add_versions"
+             rules: add_versions, which keys and policies is not said (an older release sealed it)"
         )
     );
     approve(&dora, &id).await.unwrap();
