@@ -1,6 +1,6 @@
 //! Stories of one meter's keys.
 
-mod stories;
+mod story_tests;
 
 use super::{
     choosing::{Pair, Place, pair},
