@@ -114,6 +114,7 @@ impl Associations {
         for (secret, sealed) in secrets.iter().take(VERSIONS_MAX) {
             match hls::verify_with_secret(mechanism, secret, &exchange, answer) {
                 Ok(()) => {
+                    scrub_stack();
                     let verdict = Verdict::of_authentic(sealed.vouches);
                     let verified = Verified::of(verdict, facts.title);
                     return Ok(Verified { secret_version: sealed.version, ..verified });
