@@ -88,6 +88,8 @@ pub struct TransferOptions {
     pub invoke_id_and_priority: u8,
     /// `None`: the form that was staged.
     pub form: Option<AssociationForm>,
+    /// Of a campaign's work; 0: none.
+    pub lease: u64,
 }
 
 /// One step of a transfer.
@@ -313,6 +315,7 @@ impl TransferOptions {
             authentication_key_version: self.authentication_key_version.into(),
             invoke_id_and_priority: self.invoke_id_and_priority.into(),
             form: self.form.map_or(0, |form| form as i32),
+            lease: self.lease,
         }
     }
 }

@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     BlockCount, BlockNo, SystemTitle,
+    campaign::{Campaign, Part},
     codec::{BadEncoding, Reader, put_bytes},
 };
 
@@ -41,6 +42,10 @@ impl FactName {
     pub const SECRETS: u8 = 5;
     /// The kind of wishes for their rotation.
     pub const WISH: u8 = 6;
+    /// The kind of campaigns.
+    pub const CAMPAIGN: u8 = 7;
+    /// The kind of their members.
+    pub const CAMPAIGN_PART: u8 = 8;
 
     /// The name of a sealed import file. The signer is a part of it, so that none can take another one's number away.
     pub fn of_file(signer: &[u8; 32], file_id: &[u8; 16]) -> Self {
@@ -62,6 +67,23 @@ impl FactName {
     /// The name of the one wish that a domain has.
     pub fn of_wish() -> Self {
         Self { kind: Self::WISH, name: *b"ami.kms/rotate-block-secrets/1" }
+    }
+
+    /// The name of the campaign in a place.
+    pub fn of_campaign(slot: u8) -> Self {
+        let hash = Sha256::new().chain_update(b"ami.kms/campaign/1").chain_update([slot]);
+        Self::of(Self::CAMPAIGN, hash.finalize().into())
+    }
+
+    /// The name of the members of a block, of the campaign in a place, that spread into a chunk: it leads to their block.
+    pub fn of_campaign_part((block, blocks): (BlockNo, BlockCount), slot: u8, chunk: u8) -> Self {
+        let mut name: [u8; Self::LEN] = secrets::name_of(block, blocks);
+        for (to, from) in name.iter_mut().skip(8).zip(b"campaign-part\0\0\0\0\0\0\0") {
+            *to = *from;
+        }
+        let [.., a, b] = &mut name;
+        (*a, *b) = (slot, chunk);
+        Self { kind: Self::CAMPAIGN_PART, name }
     }
 
     fn of(kind: u8, hash: [u8; 32]) -> Self {
@@ -134,6 +156,10 @@ pub enum Fact {
     Secrets(BlockSecrets),
     /// That all of these are to be rotated.
     Wish(SecretsWish),
+    /// A campaign.
+    Campaign(Box<Campaign>),
+    /// Some members of it.
+    CampaignPart(Part),
 }
 
 impl Fact {
@@ -146,6 +172,10 @@ impl Fact {
                 FactName::of_secrets(*block, *blocks)
             }
             Self::Wish(_) => FactName::of_wish(),
+            Self::Campaign(campaign) => FactName::of_campaign(campaign.slot),
+            Self::CampaignPart(Part { block, blocks, slot, chunk, .. }) => {
+                FactName::of_campaign_part((*block, *blocks), *slot, *chunk)
+            }
         }
     }
 
@@ -161,8 +191,18 @@ impl Fact {
                 Self::File(if order(b) < order(a) { *b } else { *a })
             }
             (Self::Wish(a), Self::Wish(b)) if b.generation > a.generation => Self::Wish(*b),
+            (Self::Campaign(a), Self::Campaign(b)) => Self::Campaign(Box::new(a.merged(b))),
+            (Self::CampaignPart(a), Self::CampaignPart(b)) => Self::CampaignPart(a.merged(b)),
             // A block is under the secret that it is under: another site's is no news of it.
-            (Self::File(_) | Self::List(_) | Self::Secrets(_) | Self::Wish(_), _) => self.clone(),
+            (
+                Self::File(_)
+                | Self::List(_)
+                | Self::Secrets(_)
+                | Self::Wish(_)
+                | Self::Campaign(_)
+                | Self::CampaignPart(_),
+                _,
+            ) => self.clone(),
         }
     }
 
@@ -199,6 +239,14 @@ impl Fact {
                 out.extend_from_slice(&generation.to_be_bytes());
                 out.extend_from_slice(&asked_ms.to_be_bytes());
             }
+            Self::Campaign(campaign) => {
+                out.push(FactName::CAMPAIGN);
+                campaign.put(out);
+            }
+            Self::CampaignPart(part) => {
+                out.push(FactName::CAMPAIGN_PART);
+                part.put(out);
+            }
         }
     }
 
@@ -227,6 +275,8 @@ impl Fact {
             FactName::WISH => {
                 Self::Wish(SecretsWish { generation: input.u32()?, asked_ms: input.u64()? })
             }
+            FactName::CAMPAIGN => Self::Campaign(Box::new(Campaign::take(&mut input)?)),
+            FactName::CAMPAIGN_PART => Self::CampaignPart(Part::take(&mut input)?),
             _ => return Err(BadEncoding),
         };
         input.end()?;

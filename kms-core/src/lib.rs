@@ -7,6 +7,7 @@
 pub mod audit;
 pub mod backup;
 pub mod block;
+pub mod campaign;
 pub mod client_title;
 pub mod codec;
 pub mod counters;

@@ -363,9 +363,12 @@ fn put_fact(out: &mut Vec<u8>, fact: &Fact) -> Result<(), RecordTooLong> {
             return Err(RecordTooLong { what, len, most: NUMBER_MAX });
         }
     }
-    if let Fact::Secrets(secrets) = fact {
-        let too_long = |(what, len, most)| RecordTooLong { what, len, most };
-        secrets.fits().map_err(too_long)?;
+    let too_long = |(what, len, most)| RecordTooLong { what, len, most };
+    match fact {
+        Fact::Secrets(secrets) => secrets.fits().map_err(too_long)?,
+        Fact::Campaign(campaign) => campaign.fits().map_err(too_long)?,
+        Fact::CampaignPart(part) => part.fits().map_err(too_long)?,
+        Fact::File(_) | Fact::List(_) | Fact::Wish(_) => {}
     }
     fact.put(out);
     Ok(())

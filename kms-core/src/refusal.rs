@@ -126,5 +126,21 @@ crate::numbered! {
         SignerDiffers = 60 "SIGNER_DIFFERS",
         /// A line has what the file's header does not name.
         ContentsDiffer = 61 "CONTENTS_DIFFER",
+        /// There is no such campaign.
+        NoSuchCampaign = 62 "NO_SUCH_CAMPAIGN",
+        /// The campaign does not stand so that this can be done.
+        CampaignState = 63 "CAMPAIGN_STATE",
+        /// As many campaigns are live as a domain has place for.
+        TooManyCampaigns = 64 "TOO_MANY_CAMPAIGNS",
+        /// The meter is a member of another live campaign.
+        InAnotherCampaign = 65 "IN_ANOTHER_CAMPAIGN",
+        /// The lease is over, or is another meter's.
+        LeaseOver = 66 "LEASE_OVER",
+        /// Another node of the site drives the campaign.
+        DrivenElsewhere = 67 "DRIVEN_ELSEWHERE",
+        /// A campaign has no place for so many members.
+        TooManyMembers = 68 "TOO_MANY_MEMBERS",
+        /// There is no such meter.
+        MeterUnknown = 69 "METER_UNKNOWN",
     }
 }

@@ -9,6 +9,7 @@ mod peer_section;
 mod pin;
 mod profiles;
 mod rotation_section;
+mod schedules_section;
 mod sections;
 mod settings;
 mod store_section;

@@ -114,6 +114,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
         store: _,
         keyring,
         import,
+        schedules,
         import_signers: signers,
         peer,
         nodes,
@@ -143,6 +144,7 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     let two_sites =
         peer.map(|peer| TwoSites::new(&ground, peer, rpc.tls.clone(), Arc::clone(&ledger), unmet));
     let lifecycle = ground.lifecycle(import, &keyring).with_signers(ground.signers.clone());
+    let lifecycle = lifecycle.with_campaigns(audit.status().node.to_string(), schedules);
     let lifecycle = gated(lifecycle, two_sites.as_ref());
     // A replica has no counters to ask about.
     let may_write = ground.domain.kind.parity().is_some();
@@ -177,6 +179,8 @@ fn attended(lifecycle: Lifecycle, evidence: Arc<Evidence>) -> Arc<Lifecycle> {
     let lifecycle = Arc::new(lifecycle);
     tokio::spawn(Arc::clone(&lifecycle).take_evidence(evidence));
     tokio::spawn(Arc::clone(&lifecycle).keep_dates());
+    tokio::spawn(Arc::clone(&lifecycle).keep_campaigns());
+    tokio::spawn(Arc::clone(&lifecycle).keep_schedules());
     lifecycle
 }
 

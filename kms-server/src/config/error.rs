@@ -37,6 +37,14 @@ pub enum ConfigError {
         /// The parser's message.
         message: String,
     },
+    /// A scheduled rotation that is none.
+    #[error("`[[rotation.schedules]]` {name:?}: {problem}")]
+    Schedule {
+        /// Its name.
+        name: String,
+        /// What is wrong with it, and what to say instead.
+        problem: String,
+    },
     /// A number outside its bounds.
     #[error("`{key}` is {value}: set it to {least} to {most}")]
     OutOfRange {

@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use super::{error::ConfigError, values::within};
+use super::{error::ConfigError, schedules_section::ScheduleSection, values::within};
+use crate::lifecycle::Schedule;
 use kms_core::life::Times;
 
 const HOUR_MS: u64 = 60 * 60 * 1000;
@@ -15,6 +16,7 @@ pub(super) struct RotationSection {
     grace_hours: u64,
     retention_hours: u64,
     destroy_delay_hours: u64,
+    schedules: Vec<ScheduleSection>,
 }
 
 impl Default for RotationSection {
@@ -24,20 +26,22 @@ impl Default for RotationSection {
             grace_hours: grace_ms / HOUR_MS,
             retention_hours: retention_ms / HOUR_MS,
             destroy_delay_hours: destroy_delay_ms / HOUR_MS,
+            schedules: Vec::new(),
         }
     }
 }
 
 impl RotationSection {
-    pub(super) fn times(self) -> Result<Times, ConfigError> {
-        let Self { grace_hours, retention_hours, destroy_delay_hours } = self;
+    pub(super) fn read(self) -> Result<(Times, Vec<Schedule>), ConfigError> {
+        let Self { grace_hours, retention_hours, destroy_delay_hours, schedules } = self;
         let hours = |key, value, least| {
             within::<u64>(key, value, least..=HOURS_MAX).map(|hours| hours * HOUR_MS)
         };
-        Ok(Times {
+        let times = Times {
             grace_ms: hours("rotation.grace_hours", grace_hours, 1)?,
             retention_ms: hours("rotation.retention_hours", retention_hours, 1)?,
             destroy_delay_ms: hours("rotation.destroy_delay_hours", destroy_delay_hours, 1)?,
-        })
+        };
+        Ok((times, ScheduleSection::all(schedules)?))
     }
 }

@@ -279,6 +279,7 @@ impl TryFrom<Sections> for Config {
         } = sections;
         let ImportSection { allow_clear, signers } = import;
         let site: Site = site.try_into()?;
+        let (times, schedules) = rotation.read()?;
         let peer = PeerSection::of((peer, second_peer), &site)?;
         let mut rpc: rpc::Config = (rpc, metrics).try_into()?;
         rpc.tls.client_crl_memory = Some(site.data_dir.join("newest-client-crls"));
@@ -286,7 +287,8 @@ impl TryFrom<Sections> for Config {
             site,
             store: store.try_into()?,
             keyring: keyring.try_into()?,
-            import: lifecycle::Config { allow_clear, times: rotation.times()? },
+            import: lifecycle::Config { allow_clear, times },
+            schedules,
             import_signers: signing(signers)?,
             peer,
             nodes: NodeSection::all(nodes)?,

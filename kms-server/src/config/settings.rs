@@ -19,6 +19,8 @@ pub struct Config {
     pub keyring: keyring::Config,
     /// Rules of imports.
     pub import: lifecycle::Config,
+    /// Campaigns that begin by themselves.
+    pub schedules: Vec<lifecycle::Schedule>,
     /// The signers whose sealed import files are taken.
     pub import_signers: lifecycle::Signers,
     /// The other site; `None`: these keys exist at this site only.

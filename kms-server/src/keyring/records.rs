@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use super::{error::KeyringError, opening::Opener};
 use kms_core::{
-    BlockNo, Head, MeterId, Record, RecordKey, StoredRecord, SystemTitle,
+    BlockCount, BlockNo, Head, MeterId, MeterRecord, Record, RecordKey, StoredRecord, SystemTitle,
     fact::{Fact, FactName},
 };
 
@@ -76,6 +76,35 @@ impl Records {
             Ok(Some(Record::Fact(fact))) => Some(fact),
             _ => None,
         })
+    }
+
+    /// The blocks of the domain.
+    pub fn blocks(&self) -> BlockCount {
+        self.opener.resident.blocks()
+    }
+
+    /// The facts of a kind that a block has, verified with all of it. One that is damaged is none.
+    pub async fn facts_of(&self, block: BlockNo, kind: u8) -> Result<Vec<Fact>, KeyringError> {
+        let (_, verified) = self.opener.verified(block).await?;
+        let of_kind = verified.authentic().filter(|it| it.key.as_bytes().first() == Some(&kind));
+        Ok(of_kind
+            .filter_map(|it| match Record::decode(&it.body) {
+                Ok(Record::Fact(fact)) if fact.name().kind == kind => Some(fact),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// The meters of a block, verified with all of it. One that can't be read is left out.
+    pub async fn meters_of(&self, block: BlockNo) -> Result<Vec<MeterRecord>, KeyringError> {
+        let (_, verified) = self.opener.verified(block).await?;
+        let meters = verified.authentic().filter(|it| it.key.is_meter());
+        Ok(meters
+            .filter_map(|it| match Record::decode(&it.body) {
+                Ok(Record::Meter(meter)) => Some(meter),
+                _ => None,
+            })
+            .collect())
     }
 
     /// Whether the domain has a block of this number.

@@ -4,6 +4,7 @@
 //! between two sites left in [`divergence`].
 
 mod burying;
+mod campaigns;
 mod config;
 mod divergence;
 mod error;
@@ -17,6 +18,10 @@ mod standing;
 mod verbs;
 mod view;
 
+pub use campaigns::{
+    CampaignView, LeftOut, MemberView, Members, MeterRotation, OpenedFrame, Reported, Schedule,
+    Selection, Started, Starting, Taken, Wanted, Work, WorkVerdict,
+};
 pub use config::Config;
 pub use divergence::{Aside, AsideId, AsidePage, DECIDED_MAX, Reconciled, Which};
 pub use error::LifecycleError;

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::sync::OnceCell;
 
 use super::{
+    campaigns::{Campaigns, Schedule},
     config::Config,
     error::LifecycleError,
     import::{known_kinds::KnownKinds, signers::Signers},
@@ -47,6 +48,8 @@ pub struct Lifecycle {
     pub(super) dates: Arc<Dates>,
     pub(super) proofs: Arc<dyn ProofGate>,
     pub(super) proved: ProvedKeys,
+    pub(super) campaigns: Campaigns,
+    pub(super) schedules: Arc<[Schedule]>,
 }
 
 impl Lifecycle {
@@ -77,6 +80,8 @@ impl Lifecycle {
             dates: Arc::clone(&keyring.dates),
             proofs: Arc::new(NoOtherSite),
             proved: ProvedKeys::default(),
+            campaigns: Campaigns::default(),
+            schedules: Arc::default(),
         }
     }
 
@@ -84,6 +89,14 @@ impl Lifecycle {
     #[must_use]
     pub fn with_proofs(mut self, proofs: Arc<dyn ProofGate>) -> Self {
         self.proofs = proofs;
+        self
+    }
+
+    /// Campaigns are driven under this node's name; these begin by themselves.
+    #[must_use]
+    pub fn with_campaigns(mut self, node: String, schedules: Vec<Schedule>) -> Self {
+        self.campaigns = Campaigns::of_node(node);
+        self.schedules = schedules.into();
         self
     }
 

@@ -73,7 +73,8 @@ async fn transfer(
     kind: KeyKind,
     pair: Option<Pair>,
 ) -> Result<(Outcome, Vec<u8>), LifecycleError> {
-    let wanted = Sending { place: place(kind), pair, invoke_id_and_priority: 0xC1, form: None };
+    let wanted =
+        Sending { place: place(kind), pair, invoke_id_and_priority: 0xC1, form: None, lease: 0 };
     let meter = MeterId::new(&id(n)).unwrap();
     let outgoing = on.next_transfer(&call("Rotation/NextTransfer"), &meter, &wanted).await?;
     let plain = Plain {

@@ -6614,6 +6614,638 @@ pub mod replication_server {
         const NAME: &'static str = SERVICE_NAME;
     }
 }
+/// How a campaign goes about it. 0 in a number: the default that is named here.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CampaignPolicy {
+    /// What is rotated, in this order; GUEK or GAK or both.
+    #[prost(enumeration = "KeyKind", repeated, tag = "1")]
+    pub kinds: ::prost::alloc::vec::Vec<i32>,
+    /// e in 0.0.43.0.e.255.
+    #[prost(uint32, tag = "2")]
+    pub security_setup: u32,
+    /// Of COSEM class 64 in the meters: 0 or 1.
+    #[prost(uint32, tag = "3")]
+    pub class_version: u32,
+    #[prost(message, optional, tag = "4")]
+    pub carrier: ::core::option::Option<KeyCarrier>,
+    /// Meters that are begun in an hour; 0: as many as are asked for.
+    #[prost(uint32, tag = "5")]
+    pub rate_per_hour: u32,
+    /// Times of the day at which meters are begun; none: always.
+    #[prost(message, repeated, tag = "6")]
+    pub windows: ::prost::alloc::vec::Vec<CampaignWindow>,
+    /// The exposure cap: so many meters of one label between sent and proved, at most. 0: 100.
+    #[prost(uint32, tag = "7")]
+    pub exposure_cap: u32,
+    /// So many meters of each label go first, and all others of it wait until these are proved, have been restarted and
+    /// have shown the new key after that. Absent: 1; 0: none.
+    #[prost(uint32, optional, tag = "8")]
+    pub canaries: ::core::option::Option<u32>,
+    /// Failed ones among 1,000 that came to an end: more, and the campaign pauses by itself. Absent: 20.
+    #[prost(uint32, optional, tag = "9")]
+    pub error_budget_permille: ::core::option::Option<u32>,
+    /// Tries of one meter that ended in a failure. UNREACHABLE is none. 0: 5.
+    #[prost(uint32, tag = "10")]
+    pub tries_max: u32,
+    /// Before a meter is tried again; seconds. 0: 900.
+    #[prost(uint32, tag = "11")]
+    pub retry_s: u32,
+    /// How long a lease lasts; seconds. 0: 600.
+    #[prost(uint32, tag = "12")]
+    pub lease_s: u32,
+    /// Failed authentications in a row at which a meter locks: a lease tries one pair fewer. 0: 3.
+    #[prost(uint32, tag = "13")]
+    pub hls_failures_max: u32,
+    /// How long it stays locked; seconds. 0: 900.
+    #[prost(uint32, tag = "14")]
+    pub hls_lock_s: u32,
+}
+/// From a minute of the day to another one, in UTC; over midnight where the second is the lower one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CampaignWindow {
+    #[prost(uint32, tag = "1")]
+    pub from_minute: u32,
+    #[prost(uint32, tag = "2")]
+    pub to_minute: u32,
+    /// Bit 0: Monday. 0: every day.
+    #[prost(uint32, tag = "3")]
+    pub weekdays: u32,
+}
+/// Which meters. All that is said has to be so of a meter; with nothing said, it is all meters.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeterSelection {
+    /// These, at most 10,000 in one call.
+    #[prost(string, repeated, tag = "1")]
+    pub meter_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Device profile.
+    #[prost(string, tag = "2")]
+    pub profile: ::prost::alloc::string::String,
+    /// Beginning of the meter id.
+    #[prost(string, tag = "3")]
+    pub id_prefix: ::prost::alloc::string::String,
+    /// Beginning of the system title: 0 to 8 bytes.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub title_prefix: ::prost::bytes::Bytes,
+    /// The first of the kinds has been preferred for so many days.
+    #[prost(uint32, tag = "5")]
+    pub older_than_days: u32,
+    /// A live version of one of the kinds is compromised.
+    #[prost(bool, tag = "6")]
+    pub compromised: bool,
+}
+/// The versions of GUEK and GAK within the carrier's setup.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyPair {
+    #[prost(uint32, tag = "1")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "2")]
+    pub authentication_key_version: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Work {
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub system_title: ::prost::bytes::Bytes,
+    #[prost(uint64, tag = "3")]
+    pub lease: u64,
+    /// Milliseconds since 1970-01-01T00:00:00Z.
+    #[prost(uint64, tag = "4")]
+    pub until_ms: u64,
+    #[prost(enumeration = "WorkAction", tag = "5")]
+    pub action: i32,
+    /// TRANSFER: what is brought.
+    #[prost(enumeration = "KeyKind", tag = "6")]
+    pub kind: i32,
+    #[prost(uint32, tag = "7")]
+    pub security_setup: u32,
+    #[prost(uint32, tag = "8")]
+    pub version: u32,
+    #[prost(message, optional, tag = "9")]
+    pub carrier: ::core::option::Option<KeyCarrier>,
+    /// TRANSFER: the one pair that the meter is known or presumed to hold. PROBE: the pairs to try, the likeliest first, and no
+    /// more than the meter's lock allows.
+    #[prost(message, repeated, tag = "10")]
+    pub pairs: ::prost::alloc::vec::Vec<KeyPair>,
+    /// It is one of the first of its label.
+    #[prost(bool, tag = "11")]
+    pub canary: bool,
+    #[prost(enumeration = "MemberState", tag = "12")]
+    pub state: i32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StartCampaignRequest {
+    /// 1 to 64 letters, digits, dots and dashes. Started again under its name, a campaign that is FILLING goes on.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub policy: ::core::option::Option<CampaignPolicy>,
+    #[prost(message, optional, tag = "3")]
+    pub selection: ::core::option::Option<MeterSelection>,
+    /// Says what would be begun, and begins nothing.
+    #[prost(bool, tag = "4")]
+    pub dry_run: bool,
+    /// More meters come with another call: the campaign stays FILLING.
+    #[prost(bool, tag = "5")]
+    pub more: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct StartCampaignResponse {
+    #[prost(message, optional, tag = "1")]
+    pub campaign: ::core::option::Option<Campaign>,
+    /// Of this call: meters that came in, were in before, or were left out, with the reason.
+    #[prost(uint64, tag = "2")]
+    pub added: u64,
+    #[prost(uint64, tag = "3")]
+    pub already: u64,
+    #[prost(message, repeated, tag = "4")]
+    pub left_out: ::prost::alloc::vec::Vec<LeftOut>,
+    /// There are more of them than are named.
+    #[prost(uint64, tag = "5")]
+    pub left_out_total: u64,
+    #[prost(enumeration = "Replicated", tag = "6")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeftOut {
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    /// The words of RefusalCode.
+    #[prost(string, tag = "2")]
+    pub code: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Campaign {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "CampaignStatus", tag = "2")]
+    pub status: i32,
+    /// Why it is paused or cancelled; empty otherwise.
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "4")]
+    pub policy: ::core::option::Option<CampaignPolicy>,
+    #[prost(uint64, tag = "5")]
+    pub started_ms: u64,
+    /// 0: it is not over.
+    #[prost(uint64, tag = "6")]
+    pub ended_ms: u64,
+    #[prost(string, tag = "7")]
+    pub asked_by: ::prost::alloc::string::String,
+    /// The server that drives it now; empty: none.
+    #[prost(string, tag = "8")]
+    pub driver: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "9")]
+    pub progress: ::core::option::Option<CampaignProgress>,
+    #[prost(message, repeated, tag = "10")]
+    pub labels: ::prost::alloc::vec::Vec<LabelProgress>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CampaignProgress {
+    #[prost(uint64, tag = "1")]
+    pub members: u64,
+    #[prost(uint64, tag = "2")]
+    pub waiting: u64,
+    #[prost(uint64, tag = "3")]
+    pub staged: u64,
+    #[prost(uint64, tag = "4")]
+    pub sent: u64,
+    #[prost(uint64, tag = "5")]
+    pub proved: u64,
+    #[prost(uint64, tag = "6")]
+    pub done: u64,
+    #[prost(uint64, tag = "7")]
+    pub failed: u64,
+    #[prost(uint64, tag = "8")]
+    pub skipped: u64,
+    #[prost(uint64, tag = "9")]
+    pub left: u64,
+    /// Of those that are neither done nor failed: the last try did not reach them.
+    #[prost(uint64, tag = "10")]
+    pub unreachable: u64,
+    /// Under a lease now.
+    #[prost(uint64, tag = "11")]
+    pub leased: u64,
+    /// Between sent and proved, failed ones included.
+    #[prost(uint64, tag = "12")]
+    pub exposed: u64,
+    /// Exposed, and nobody is going to do anything about them by itself: of a campaign that is over, or failed.
+    #[prost(uint64, tag = "13")]
+    pub orphans: u64,
+    /// Done in the last hour.
+    #[prost(uint64, tag = "14")]
+    pub done_last_hour: u64,
+    /// At that pace the rest is done then; 0: nobody can say. Milliseconds since 1970-01-01T00:00:00Z.
+    #[prost(uint64, tag = "15")]
+    pub forecast_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LabelProgress {
+    /// The device profile; without one, the manufacturer's three letters.
+    #[prost(string, tag = "1")]
+    pub label: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "2")]
+    pub progress: ::core::option::Option<CampaignProgress>,
+    /// All canaries of it are through.
+    #[prost(bool, tag = "3")]
+    pub canaries_done: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetCampaignRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCampaignsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListCampaignsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub campaigns: ::prost::alloc::vec::Vec<Campaign>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PauseCampaignRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ResumeCampaignRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Failed meters are tried anew.
+    #[prost(bool, tag = "2")]
+    pub retry_failed: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CancelCampaignRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchCampaignRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Seconds between two answers; 0: 2.
+    #[prost(uint32, tag = "2")]
+    pub every_s: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListCampaignMembersRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Unspecified: all.
+    #[prost(enumeration = "MemberState", tag = "2")]
+    pub state: i32,
+    /// Only those that are exposed.
+    #[prost(bool, tag = "3")]
+    pub exposed: bool,
+    /// The system title to go on behind; empty: from the beginning.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub after: ::prost::bytes::Bytes,
+    /// 0: 100; at most 1,000.
+    #[prost(uint32, tag = "5")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListCampaignMembersResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub members: ::prost::alloc::vec::Vec<CampaignMember>,
+    /// Empty: these were the last.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub next: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CampaignMember {
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub system_title: ::prost::bytes::Bytes,
+    #[prost(string, tag = "3")]
+    pub label: ::prost::alloc::string::String,
+    #[prost(enumeration = "MemberState", tag = "4")]
+    pub state: i32,
+    #[prost(bool, tag = "5")]
+    pub canary: bool,
+    #[prost(bool, tag = "6")]
+    pub exposed: bool,
+    #[prost(bool, tag = "7")]
+    pub unreachable: bool,
+    #[prost(uint32, tag = "8")]
+    pub failures: u32,
+    /// End of its lease, or the time at which it is tried again. Milliseconds since 1970-01-01T00:00:00Z.
+    #[prost(uint64, tag = "9")]
+    pub until_ms: u64,
+    #[prost(bool, tag = "10")]
+    pub leased: bool,
+    #[prost(enumeration = "TransportOutcome", tag = "11")]
+    pub last_outcome: i32,
+    #[prost(string, tag = "12")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "13")]
+    pub tried: ::prost::alloc::vec::Vec<KeyTried>,
+}
+/// A pair that was tried on a meter.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct KeyTried {
+    /// Milliseconds since 1970-01-01T00:00:00Z.
+    #[prost(uint64, tag = "1")]
+    pub at_ms: u64,
+    #[prost(message, optional, tag = "2")]
+    pub pair: ::core::option::Option<KeyPair>,
+    #[prost(enumeration = "TransportOutcome", tag = "3")]
+    pub outcome: i32,
+    /// The beginning of what the meter answered.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub frame: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TakeWorkRequest {
+    /// Empty: of any campaign that runs.
+    #[prost(string, tag = "1")]
+    pub campaign: ::prost::alloc::string::String,
+    /// 1 to 256; 0: 16.
+    #[prost(uint32, tag = "2")]
+    pub most: u32,
+    /// The name of who does it, for people; 1 to 64 bytes.
+    #[prost(string, tag = "3")]
+    pub worker: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TakeWorkResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub work: ::prost::alloc::vec::Vec<Work>,
+    /// Why there is none now; empty where there is.
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+    /// Ask again then; milliseconds.
+    #[prost(uint64, tag = "3")]
+    pub retry_after_ms: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReportWorkRequest {
+    /// 1 to 256.
+    #[prost(message, repeated, tag = "1")]
+    pub reports: ::prost::alloc::vec::Vec<WorkReport>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WorkReport {
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub lease: u64,
+    #[prost(enumeration = "TransportOutcome", tag = "3")]
+    pub outcome: i32,
+    /// As the meter sent them: the answer to the transfer, what came to probes, pushes.
+    #[prost(bytes = "bytes", repeated, tag = "4")]
+    pub apdus: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Pairs that were tried and did not answer, or did not authenticate.
+    #[prost(message, repeated, tag = "5")]
+    pub pairs_tried: ::prost::alloc::vec::Vec<KeyPair>,
+    /// The lease ends with this report, whatever is left to do.
+    #[prost(bool, tag = "6")]
+    pub end: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ReportWorkResponse {
+    /// In the order of the reports.
+    #[prost(message, repeated, tag = "1")]
+    pub verdicts: ::prost::alloc::vec::Vec<WorkVerdict>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WorkVerdict {
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    #[prost(enumeration = "MemberState", tag = "2")]
+    pub state: i32,
+    /// What to do next under the same lease; NONE: it is given back.
+    #[prost(message, optional, tag = "3")]
+    pub next: ::core::option::Option<Work>,
+    /// A refusal of this report: the words of RefusalCode; empty: it was taken.
+    #[prost(string, tag = "4")]
+    pub code: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub reason: ::prost::alloc::string::String,
+}
+/// What stands of a meter whose keys are being changed, for whoever has to get it unstuck.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetMeterRotationRequest {
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetMeterRotationResponse {
+    /// All versions of GUEK, GAK, GBEK and KEK, with check values and history.
+    #[prost(message, repeated, tag = "1")]
+    pub keys: ::prost::alloc::vec::Vec<Key>,
+    /// The campaign that it is a live member of; empty: none.
+    #[prost(string, tag = "2")]
+    pub campaign: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub member: ::core::option::Option<CampaignMember>,
+    /// Pairs that may open what it sends, the likeliest first.
+    #[prost(message, repeated, tag = "4")]
+    pub pairs: ::prost::alloc::vec::Vec<KeyPair>,
+    /// What may be done next, as commands with their reason.
+    #[prost(message, repeated, tag = "5")]
+    pub actions: ::prost::alloc::vec::Vec<NextAction>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NextAction {
+    #[prost(string, tag = "1")]
+    pub command: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum CampaignStatus {
+    Unspecified = 0,
+    /// Its meters are still coming in.
+    Filling = 1,
+    Running = 2,
+    /// By somebody, or by its error budget: `reason` says which.
+    Paused = 3,
+    /// No meter is left to do.
+    Finished = 4,
+    Cancelled = 5,
+}
+impl CampaignStatus {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "CAMPAIGN_STATUS_UNSPECIFIED",
+            Self::Filling => "CAMPAIGN_STATUS_FILLING",
+            Self::Running => "CAMPAIGN_STATUS_RUNNING",
+            Self::Paused => "CAMPAIGN_STATUS_PAUSED",
+            Self::Finished => "CAMPAIGN_STATUS_FINISHED",
+            Self::Cancelled => "CAMPAIGN_STATUS_CANCELLED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "CAMPAIGN_STATUS_UNSPECIFIED" => Some(Self::Unspecified),
+            "CAMPAIGN_STATUS_FILLING" => Some(Self::Filling),
+            "CAMPAIGN_STATUS_RUNNING" => Some(Self::Running),
+            "CAMPAIGN_STATUS_PAUSED" => Some(Self::Paused),
+            "CAMPAIGN_STATUS_FINISHED" => Some(Self::Finished),
+            "CAMPAIGN_STATUS_CANCELLED" => Some(Self::Cancelled),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum MemberState {
+    Unspecified = 0,
+    /// Not begun.
+    Waiting = 1,
+    /// Its key is staged and was not handed out.
+    Staged = 2,
+    /// A transfer was handed out: the meter may hold the key. It counts under the exposure cap.
+    Sent = 3,
+    /// A canary that has shown its keys, and has to show them once more after a restart.
+    Proved = 4,
+    Done = 5,
+    /// Its tries are used up.
+    Failed = 6,
+    /// It can't be done: `reason` says why. Nothing was sent.
+    Skipped = 7,
+    /// The campaign was cancelled before it was begun.
+    Left = 8,
+}
+impl MemberState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "MEMBER_STATE_UNSPECIFIED",
+            Self::Waiting => "MEMBER_STATE_WAITING",
+            Self::Staged => "MEMBER_STATE_STAGED",
+            Self::Sent => "MEMBER_STATE_SENT",
+            Self::Proved => "MEMBER_STATE_PROVED",
+            Self::Done => "MEMBER_STATE_DONE",
+            Self::Failed => "MEMBER_STATE_FAILED",
+            Self::Skipped => "MEMBER_STATE_SKIPPED",
+            Self::Left => "MEMBER_STATE_LEFT",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "MEMBER_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "MEMBER_STATE_WAITING" => Some(Self::Waiting),
+            "MEMBER_STATE_STAGED" => Some(Self::Staged),
+            "MEMBER_STATE_SENT" => Some(Self::Sent),
+            "MEMBER_STATE_PROVED" => Some(Self::Proved),
+            "MEMBER_STATE_DONE" => Some(Self::Done),
+            "MEMBER_STATE_FAILED" => Some(Self::Failed),
+            "MEMBER_STATE_SKIPPED" => Some(Self::Skipped),
+            "MEMBER_STATE_LEFT" => Some(Self::Left),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum TransportOutcome {
+    Unspecified = 0,
+    /// The meter answered: the APDUs are in `apdus`.
+    Answered = 1,
+    /// Something was sent, and nothing came back.
+    NoAnswer = 2,
+    /// No connection: nothing was sent. A sleeper is no failure.
+    Unreachable = 3,
+    /// Authentication failed: `pairs_tried` counts towards the meter's lock.
+    NotAuthenticated = 4,
+    /// The meter refused: the association, or the service.
+    Refused = 5,
+    /// Given back: no word about the meter.
+    GivenBack = 6,
+    /// A canary was restarted; `apdus` are what it sent after that, if it has sent anything yet.
+    Restarted = 7,
+}
+impl TransportOutcome {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "TRANSPORT_OUTCOME_UNSPECIFIED",
+            Self::Answered => "TRANSPORT_OUTCOME_ANSWERED",
+            Self::NoAnswer => "TRANSPORT_OUTCOME_NO_ANSWER",
+            Self::Unreachable => "TRANSPORT_OUTCOME_UNREACHABLE",
+            Self::NotAuthenticated => "TRANSPORT_OUTCOME_NOT_AUTHENTICATED",
+            Self::Refused => "TRANSPORT_OUTCOME_REFUSED",
+            Self::GivenBack => "TRANSPORT_OUTCOME_GIVEN_BACK",
+            Self::Restarted => "TRANSPORT_OUTCOME_RESTARTED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "TRANSPORT_OUTCOME_UNSPECIFIED" => Some(Self::Unspecified),
+            "TRANSPORT_OUTCOME_ANSWERED" => Some(Self::Answered),
+            "TRANSPORT_OUTCOME_NO_ANSWER" => Some(Self::NoAnswer),
+            "TRANSPORT_OUTCOME_UNREACHABLE" => Some(Self::Unreachable),
+            "TRANSPORT_OUTCOME_NOT_AUTHENTICATED" => Some(Self::NotAuthenticated),
+            "TRANSPORT_OUTCOME_REFUSED" => Some(Self::Refused),
+            "TRANSPORT_OUTCOME_GIVEN_BACK" => Some(Self::GivenBack),
+            "TRANSPORT_OUTCOME_RESTARTED" => Some(Self::Restarted),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum WorkAction {
+    Unspecified = 0,
+    /// Nothing more under this lease.
+    None = 1,
+    /// NextTransfer with this lease, send it, report what came back.
+    Transfer = 2,
+    /// Find out which keys the meter holds: authenticate or read under each of `pairs` in turn, until one answers.
+    Probe = 3,
+    /// Restart the meter, and report what it sends after that.
+    Restart = 4,
+}
+impl WorkAction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "WORK_ACTION_UNSPECIFIED",
+            Self::None => "WORK_ACTION_NONE",
+            Self::Transfer => "WORK_ACTION_TRANSFER",
+            Self::Probe => "WORK_ACTION_PROBE",
+            Self::Restart => "WORK_ACTION_RESTART",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "WORK_ACTION_UNSPECIFIED" => Some(Self::Unspecified),
+            "WORK_ACTION_NONE" => Some(Self::None),
+            "WORK_ACTION_TRANSFER" => Some(Self::Transfer),
+            "WORK_ACTION_PROBE" => Some(Self::Probe),
+            "WORK_ACTION_RESTART" => Some(Self::Restart),
+            _ => None,
+        }
+    }
+}
 /// A key of a meter, all its versions.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct KeyPlace {
@@ -6677,6 +7309,9 @@ pub struct NextTransferRequest {
     /// In another form than the one that was staged. Unspecified: that one.
     #[prost(enumeration = "AssociationForm", tag = "5")]
     pub form: i32,
+    /// Of a campaign: refused if it is over or another meter's. 0: of none.
+    #[prost(uint64, tag = "6")]
+    pub lease: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct NextTransferResponse {
@@ -7110,6 +7745,265 @@ pub mod rotation_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Rotation", "SetLegalHold"));
             self.inner.unary(req, path, codec).await
         }
+        /// Starts a campaign, or goes on with the one of this name whose meters are still coming in.
+        pub async fn start_campaign(
+            &mut self,
+            request: impl tonic::IntoRequest<super::StartCampaignRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StartCampaignResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/StartCampaign",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "StartCampaign"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn get_campaign(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetCampaignRequest>,
+        ) -> std::result::Result<tonic::Response<super::Campaign>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/GetCampaign",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "GetCampaign"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_campaigns(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListCampaignsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCampaignsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/ListCampaigns",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "ListCampaigns"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn list_campaign_members(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListCampaignMembersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCampaignMembersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/ListCampaignMembers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "ListCampaignMembers"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// No meter is begun any more; what is under way may be brought to its end.
+        pub async fn pause_campaign(
+            &mut self,
+            request: impl tonic::IntoRequest<super::PauseCampaignRequest>,
+        ) -> std::result::Result<tonic::Response<super::Campaign>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/PauseCampaign",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "PauseCampaign"));
+            self.inner.unary(req, path, codec).await
+        }
+        pub async fn resume_campaign(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ResumeCampaignRequest>,
+        ) -> std::result::Result<tonic::Response<super::Campaign>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/ResumeCampaign",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "ResumeCampaign"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends it. What was sent stays staged, and is named as an orphan until its meter shows it.
+        pub async fn cancel_campaign(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CancelCampaignRequest>,
+        ) -> std::result::Result<tonic::Response<super::Campaign>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/CancelCampaign",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "CancelCampaign"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Its progress, again and again.
+        pub async fn watch_campaign(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchCampaignRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::Campaign>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/WatchCampaign",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "WatchCampaign"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Meters to change now, each under a lease: nobody else gets them before it ends. Their keys are staged and proved.
+        pub async fn take_work(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TakeWorkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TakeWorkResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/TakeWork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "TakeWork"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What came of it. The service opens what the meters sent, and says what is next.
+        pub async fn report_work(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ReportWorkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportWorkResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/ReportWork",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "ReportWork"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What stands of one meter.
+        pub async fn get_meter_rotation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetMeterRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetMeterRotationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Rotation/GetMeterRotation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Rotation", "GetMeterRotation"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -7196,6 +8090,84 @@ pub mod rotation_server {
             request: tonic::Request<super::SetLegalHoldRequest>,
         ) -> std::result::Result<
             tonic::Response<super::SetLegalHoldResponse>,
+            tonic::Status,
+        >;
+        /// Starts a campaign, or goes on with the one of this name whose meters are still coming in.
+        async fn start_campaign(
+            &self,
+            request: tonic::Request<super::StartCampaignRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::StartCampaignResponse>,
+            tonic::Status,
+        >;
+        async fn get_campaign(
+            &self,
+            request: tonic::Request<super::GetCampaignRequest>,
+        ) -> std::result::Result<tonic::Response<super::Campaign>, tonic::Status>;
+        async fn list_campaigns(
+            &self,
+            request: tonic::Request<super::ListCampaignsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCampaignsResponse>,
+            tonic::Status,
+        >;
+        async fn list_campaign_members(
+            &self,
+            request: tonic::Request<super::ListCampaignMembersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListCampaignMembersResponse>,
+            tonic::Status,
+        >;
+        /// No meter is begun any more; what is under way may be brought to its end.
+        async fn pause_campaign(
+            &self,
+            request: tonic::Request<super::PauseCampaignRequest>,
+        ) -> std::result::Result<tonic::Response<super::Campaign>, tonic::Status>;
+        async fn resume_campaign(
+            &self,
+            request: tonic::Request<super::ResumeCampaignRequest>,
+        ) -> std::result::Result<tonic::Response<super::Campaign>, tonic::Status>;
+        /// Ends it. What was sent stays staged, and is named as an orphan until its meter shows it.
+        async fn cancel_campaign(
+            &self,
+            request: tonic::Request<super::CancelCampaignRequest>,
+        ) -> std::result::Result<tonic::Response<super::Campaign>, tonic::Status>;
+        /// Server streaming response type for the WatchCampaign method.
+        type WatchCampaignStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::Campaign, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Its progress, again and again.
+        async fn watch_campaign(
+            &self,
+            request: tonic::Request<super::WatchCampaignRequest>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchCampaignStream>,
+            tonic::Status,
+        >;
+        /// Meters to change now, each under a lease: nobody else gets them before it ends. Their keys are staged and proved.
+        async fn take_work(
+            &self,
+            request: tonic::Request<super::TakeWorkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TakeWorkResponse>,
+            tonic::Status,
+        >;
+        /// What came of it. The service opens what the meters sent, and says what is next.
+        async fn report_work(
+            &self,
+            request: tonic::Request<super::ReportWorkRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ReportWorkResponse>,
+            tonic::Status,
+        >;
+        /// What stands of one meter.
+        async fn get_meter_rotation(
+            &self,
+            request: tonic::Request<super::GetMeterRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetMeterRotationResponse>,
             tonic::Status,
         >;
     }
@@ -7663,6 +8635,501 @@ pub mod rotation_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = SetLegalHoldSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/StartCampaign" => {
+                    #[allow(non_camel_case_types)]
+                    struct StartCampaignSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::StartCampaignRequest>
+                    for StartCampaignSvc<T> {
+                        type Response = super::StartCampaignResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::StartCampaignRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::start_campaign(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = StartCampaignSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/GetCampaign" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetCampaignSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::GetCampaignRequest>
+                    for GetCampaignSvc<T> {
+                        type Response = super::Campaign;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetCampaignRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::get_campaign(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetCampaignSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/ListCampaigns" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListCampaignsSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::ListCampaignsRequest>
+                    for ListCampaignsSvc<T> {
+                        type Response = super::ListCampaignsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListCampaignsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::list_campaigns(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListCampaignsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/ListCampaignMembers" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListCampaignMembersSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::ListCampaignMembersRequest>
+                    for ListCampaignMembersSvc<T> {
+                        type Response = super::ListCampaignMembersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListCampaignMembersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::list_campaign_members(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListCampaignMembersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/PauseCampaign" => {
+                    #[allow(non_camel_case_types)]
+                    struct PauseCampaignSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::PauseCampaignRequest>
+                    for PauseCampaignSvc<T> {
+                        type Response = super::Campaign;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::PauseCampaignRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::pause_campaign(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = PauseCampaignSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/ResumeCampaign" => {
+                    #[allow(non_camel_case_types)]
+                    struct ResumeCampaignSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::ResumeCampaignRequest>
+                    for ResumeCampaignSvc<T> {
+                        type Response = super::Campaign;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ResumeCampaignRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::resume_campaign(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ResumeCampaignSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/CancelCampaign" => {
+                    #[allow(non_camel_case_types)]
+                    struct CancelCampaignSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::CancelCampaignRequest>
+                    for CancelCampaignSvc<T> {
+                        type Response = super::Campaign;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CancelCampaignRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::cancel_campaign(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CancelCampaignSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/WatchCampaign" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchCampaignSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::ServerStreamingService<super::WatchCampaignRequest>
+                    for WatchCampaignSvc<T> {
+                        type Response = super::Campaign;
+                        type ResponseStream = T::WatchCampaignStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchCampaignRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::watch_campaign(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchCampaignSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/TakeWork" => {
+                    #[allow(non_camel_case_types)]
+                    struct TakeWorkSvc<T: Rotation>(pub Arc<T>);
+                    impl<T: Rotation> tonic::server::UnaryService<super::TakeWorkRequest>
+                    for TakeWorkSvc<T> {
+                        type Response = super::TakeWorkResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TakeWorkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::take_work(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TakeWorkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/ReportWork" => {
+                    #[allow(non_camel_case_types)]
+                    struct ReportWorkSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::ReportWorkRequest>
+                    for ReportWorkSvc<T> {
+                        type Response = super::ReportWorkResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ReportWorkRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::report_work(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ReportWorkSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Rotation/GetMeterRotation" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetMeterRotationSvc<T: Rotation>(pub Arc<T>);
+                    impl<
+                        T: Rotation,
+                    > tonic::server::UnaryService<super::GetMeterRotationRequest>
+                    for GetMeterRotationSvc<T> {
+                        type Response = super::GetMeterRotationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetMeterRotationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Rotation>::get_meter_rotation(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetMeterRotationSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -171,6 +171,7 @@ impl NextTransfer {
             authentication_key_version: self.authentication_version.unwrap_or_default(),
             invoke_id_and_priority: self.invoke_id,
             form: self.form.map(Form::wanted),
+            lease: 0,
         }
     }
 }

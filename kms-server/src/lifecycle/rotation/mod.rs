@@ -13,5 +13,6 @@ mod standing;
 pub use changing::Stepped;
 pub use evidence::Evidence;
 pub(in crate::lifecycle) use proved::ProvedKeys;
+pub(in crate::lifecycle) use sending::check_title;
 pub use sending::{Outgoing, Sending};
 pub use staging::StagedKey;

@@ -7,7 +7,11 @@ use super::{
     changing::{About, refused},
     staging::StagedKey,
 };
-use crate::lifecycle::{error::LifecycleError, refusal::refusal, verbs::Lifecycle};
+use crate::lifecycle::{
+    error::LifecycleError,
+    refusal::{Refusal, refusal},
+    verbs::Lifecycle,
+};
 use kms_core::{
     AssociationForm, Carrier, KeyId, KeyKind, KeyRecord, KeyState, MeterId, MeterRecord,
     RefusalCode, SystemTitle,
@@ -30,6 +34,8 @@ pub struct Sending {
     pub invoke_id_and_priority: u8,
     /// In another form than the staged one.
     pub form: Option<AssociationForm>,
+    /// Of a campaign's work; 0: none.
+    pub lease: u64,
 }
 
 /// What is to be protected and sent.
@@ -57,6 +63,7 @@ impl Lifecycle {
         sending: &Sending,
     ) -> Result<Outgoing, LifecycleError> {
         let meter = self.get(id).await?.record;
+        self.check_lease(&meter.system_title, sending.lease).await?;
         let (outgoing, staged) = outgoing(&meter, sending)?;
         let unreplicated = staged.life.transfer.as_ref().is_some_and(|it| it.unreplicated);
         // Asked before it is noted as sent, so that nothing is noted of what can't be handed out.
@@ -145,7 +152,10 @@ fn check_kek(meter: &MeterRecord, staged: &KeyRecord, kek: &KeyId) -> Result<(),
 }
 
 /// The nonces of what we send begin with the client's title: without one, or with the meter's own, nothing is sent.
-fn check_title(meter: &MeterRecord, carrier: &Carrier) -> Result<(), LifecycleError> {
+pub(in crate::lifecycle) fn check_title(
+    meter: &MeterRecord,
+    carrier: &Carrier,
+) -> Result<(), Refusal> {
     let policy = &meter.policy;
     let said = policy.client_titles.of(carrier.setup, carrier.client).or(policy.client_title);
     let own = [Some(meter.system_title), policy.default_system_title];
@@ -154,14 +164,14 @@ fn check_title(meter: &MeterRecord, carrier: &Carrier) -> Result<(), LifecycleEr
         Some(title) if own.contains(&Some(title)) => "has the meter's own title for its client's",
         Some(_) => return Ok(()),
     };
-    Err(LifecycleError::Refused(refusal(
+    Err(refusal(
         RefusalCode::NoCarrierTitle,
         format!(
             "client {} of security setup {} {what}, and a nonce would begin with it: give it one of its own \
              (`ami-tool meter set-policy`)",
             carrier.client, carrier.setup.0
         ),
-    )))
+    ))
 }
 
 /// key_id of class 64.

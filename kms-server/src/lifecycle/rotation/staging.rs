@@ -93,7 +93,11 @@ impl Lifecycle {
     }
 
     /// Whether the other site has proved a key that is stored here. Asked once: what it proved it has.
-    pub(super) async fn prove_key(&self, title: &SystemTitle, key: &KeyRecord) -> Proved {
+    pub(in crate::lifecycle) async fn prove_key(
+        &self,
+        title: &SystemTitle,
+        key: &KeyRecord,
+    ) -> Proved {
         let now = self.clock.now();
         if self.proved.knows(&key.id, now) {
             return Proved::Yes;

@@ -110,11 +110,21 @@ impl Verb {
             Self::StageKey | Self::NextTransfer | Self::ConfirmKey | Self::RollBackKey => {
                 &[AmiAdmin, Rotator]
             }
+            Self::TakeWork | Self::ReportWork => &[Rotator],
+            Self::GetCampaign
+            | Self::ListCampaigns
+            | Self::ListCampaignMembers
+            | Self::WatchCampaign
+            | Self::GetMeterRotation => &[AmiAdmin, Rotator, Auditor],
             Self::ReviveKey
             | Self::CompromiseKey
             | Self::DestroyKey
             | Self::RestoreKey
-            | Self::SetLegalHold => &[AmiAdmin],
+            | Self::SetLegalHold
+            | Self::StartCampaign
+            | Self::PauseCampaign
+            | Self::ResumeCampaign
+            | Self::CancelCampaign => &[AmiAdmin],
             Self::SyncNow => &[AmiAdmin, Synchroniser],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads

@@ -115,6 +115,28 @@ verbs! {
     RestoreKey = RotationRestoreKey;
     /// Put a meter under a legal hold, or lift it.
     SetLegalHold = RotationSetLegalHold;
+    /// Begin a campaign.
+    StartCampaign = RotationStartCampaign;
+    /// Look at a campaign.
+    GetCampaign = RotationGetCampaign;
+    /// Look at all campaigns.
+    ListCampaigns = RotationListCampaigns;
+    /// Look at a campaign's members.
+    ListCampaignMembers = RotationListCampaignMembers;
+    /// Have no more meters begun.
+    PauseCampaign = RotationPauseCampaign;
+    /// Have a campaign go on.
+    ResumeCampaign = RotationResumeCampaign;
+    /// End a campaign.
+    CancelCampaign = RotationCancelCampaign;
+    /// Follow a campaign's progress.
+    WatchCampaign = RotationWatchCampaign;
+    /// Get meters to change, under leases.
+    TakeWork = RotationTakeWork;
+    /// Say what came of that.
+    ReportWork = RotationReportWork;
+    /// Look at a meter whose keys are being changed.
+    GetMeterRotation = RotationGetMeterRotation;
     /// Protect what another node was asked to.
     Protect = NodesProtect;
     /// Ask where blocks stand.

@@ -43,6 +43,12 @@ impl Verb {
             | Self::DestroyKey
             | Self::RestoreKey
             | Self::SetLegalHold
+            | Self::StartCampaign
+            | Self::PauseCampaign
+            | Self::ResumeCampaign
+            | Self::CancelCampaign
+            | Self::TakeWork
+            | Self::ReportWork
             | Self::BeginHls
             | Self::AnswerHlsChallenge
             | Self::VerifyHlsAnswer
@@ -59,6 +65,11 @@ impl Verb {
             | Self::VerifyMicBatch
             | Self::VerifyMicStream
             | Self::Triage
+            | Self::GetCampaign
+            | Self::ListCampaigns
+            | Self::ListCampaignMembers
+            | Self::WatchCampaign
+            | Self::GetMeterRotation
             | Self::GetMeter
             | Self::ListMeters
             | Self::GetImportKey

@@ -3,6 +3,7 @@
 
 mod about;
 mod asked;
+mod campaign_summary;
 pub(crate) mod import_call;
 mod key_summary;
 pub(crate) mod need;

@@ -35,6 +35,16 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::DestroyKey
         | Verb::RestoreKey
         | Verb::SetLegalHold => super::key_summary::about_key(verb, message),
+        Verb::StartCampaign
+        | Verb::GetCampaign
+        | Verb::ListCampaignMembers
+        | Verb::PauseCampaign
+        | Verb::ResumeCampaign
+        | Verb::CancelCampaign
+        | Verb::TakeWork
+        | Verb::GetMeterRotation => super::campaign_summary::about_campaign(verb, message),
+        Verb::ListCampaigns => line("all campaigns".to_owned()),
+        Verb::ReportWork => line("what came of work".to_owned()),
         Verb::GetMeter => read(message, shown),
         Verb::ListMeters => read(message, listed),
         Verb::DeleteMeter => read(message, deleted),
@@ -81,6 +91,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::ShowHeadTables
         | Verb::FetchAuditEvents
         | Verb::FollowEvents
+        | Verb::WatchCampaign
         | Verb::SyncNow
         | Verb::ListApprovals
         | Verb::ApproveCall

@@ -2,6 +2,7 @@
 //! back, and the status that a refusal becomes. May name `access` and the configuration.
 
 pub(crate) mod audit;
+pub(crate) mod campaigns;
 pub(crate) mod columns;
 pub(crate) mod deadline;
 pub(crate) mod divergence;

@@ -131,6 +131,7 @@ pub(crate) fn sending(request: v1::NextTransferRequest) -> Result<(MeterId, Send
         authentication_key_version,
         invoke_id_and_priority,
         form: over,
+        lease,
     } = request;
     let (id, place) = place(wire)?;
     let encryption = version_or_none("encryption_key_version", encryption_key_version)?;
@@ -147,7 +148,7 @@ pub(crate) fn sending(request: v1::NextTransferRequest) -> Result<(MeterId, Send
     let invoke_id_and_priority =
         invoke.map_err(|_| field("invoke_id_and_priority", "it is one byte"))?;
     let form = form(over)?;
-    Ok((id, Sending { place, pair, invoke_id_and_priority, form }))
+    Ok((id, Sending { place, pair, invoke_id_and_priority, form, lease }))
 }
 
 /// The message to protect; `None`: a form that needs an association of its own.

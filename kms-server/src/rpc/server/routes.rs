@@ -117,6 +117,7 @@ fn of_rotation(config: &Config, parts: &Parts, budget: &Budget) -> RotationServi
     RotationService {
         lifecycle: Arc::clone(&parts.lifecycle),
         transmitting: Arc::clone(&parts.transmitting),
+        ciphering: Arc::clone(&parts.ciphering),
         audit: Recorder(Arc::clone(&parts.audit)),
         budget: budget.clone(),
         policy: Arc::new(config.policy.clone()),

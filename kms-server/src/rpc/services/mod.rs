@@ -4,6 +4,7 @@
 
 pub(crate) mod approvals;
 pub(crate) mod audit;
+mod campaigns;
 pub(crate) mod ciphering;
 mod contents;
 pub(crate) mod health;

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use kms_proto::v1::{
-    CompromiseKeyRequest, CompromiseKeyResponse, ConfirmKeyRequest, ConfirmKeyResponse,
+    self, CompromiseKeyRequest, CompromiseKeyResponse, ConfirmKeyRequest, ConfirmKeyResponse,
     DestroyKeyRequest, DestroyKeyResponse, KeyPlace, NextTransferRequest, NextTransferResponse,
     RestoreKeyRequest, RestoreKeyResponse, ReviveKeyRequest, ReviveKeyResponse, RollBackKeyRequest,
     RollBackKeyResponse, SetLegalHoldRequest, SetLegalHoldResponse, StageKeyRequest,
@@ -11,8 +11,9 @@ use kms_proto::v1::{
 };
 use tonic::{Request, Response, Status, async_trait};
 
-use super::in_order::to_its_end;
+use super::in_order::{Answers, to_its_end};
 use crate::{
+    ciphering::Ciphering,
     lifecycle::{Lifecycle, LifecycleError, Stepped},
     rpc::{
         access::{
@@ -37,6 +38,7 @@ use kms_core::{
 pub(crate) struct RotationService {
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) transmitting: Arc<Transmitting>,
+    pub(crate) ciphering: Arc<Ciphering>,
     pub(crate) audit: Recorder,
     pub(crate) budget: Budget,
     pub(crate) policy: Arc<Policy>,
@@ -259,5 +261,84 @@ impl rotation_server::Rotation for RotationService {
         let Stepped { said: changed, states, .. } = self.change(&permit, about, change).await?;
         let replicated = self.replicated(&states).await;
         Ok(Response::new(SetLegalHoldResponse { changed, replicated }))
+    }
+
+    async fn start_campaign(
+        &self,
+        request: Request<v1::StartCampaignRequest>,
+    ) -> Result<Response<v1::StartCampaignResponse>, Status> {
+        self.start(request).await
+    }
+
+    async fn get_campaign(
+        &self,
+        request: Request<v1::GetCampaignRequest>,
+    ) -> Result<Response<v1::Campaign>, Status> {
+        self.get(request).await
+    }
+
+    async fn list_campaigns(
+        &self,
+        request: Request<v1::ListCampaignsRequest>,
+    ) -> Result<Response<v1::ListCampaignsResponse>, Status> {
+        self.list(request).await
+    }
+
+    async fn list_campaign_members(
+        &self,
+        request: Request<v1::ListCampaignMembersRequest>,
+    ) -> Result<Response<v1::ListCampaignMembersResponse>, Status> {
+        self.members(request).await
+    }
+
+    async fn pause_campaign(
+        &self,
+        request: Request<v1::PauseCampaignRequest>,
+    ) -> Result<Response<v1::Campaign>, Status> {
+        self.pause(request).await
+    }
+
+    async fn resume_campaign(
+        &self,
+        request: Request<v1::ResumeCampaignRequest>,
+    ) -> Result<Response<v1::Campaign>, Status> {
+        self.resume(request).await
+    }
+
+    async fn cancel_campaign(
+        &self,
+        request: Request<v1::CancelCampaignRequest>,
+    ) -> Result<Response<v1::Campaign>, Status> {
+        self.cancel(request).await
+    }
+
+    async fn take_work(
+        &self,
+        request: Request<v1::TakeWorkRequest>,
+    ) -> Result<Response<v1::TakeWorkResponse>, Status> {
+        self.take(request).await
+    }
+
+    async fn report_work(
+        &self,
+        request: Request<v1::ReportWorkRequest>,
+    ) -> Result<Response<v1::ReportWorkResponse>, Status> {
+        self.report(request).await
+    }
+
+    async fn get_meter_rotation(
+        &self,
+        request: Request<v1::GetMeterRotationRequest>,
+    ) -> Result<Response<v1::GetMeterRotationResponse>, Status> {
+        self.meter_rotation(request).await
+    }
+
+    type WatchCampaignStream = Answers<v1::Campaign>;
+
+    async fn watch_campaign(
+        &self,
+        request: Request<v1::WatchCampaignRequest>,
+    ) -> Result<Response<Self::WatchCampaignStream>, Status> {
+        self.watch(request).await
     }
 }

@@ -1,0 +1,65 @@
+//! The campaigns that this node drives, as it has them in memory.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use kms_core::{
+    SystemTitle,
+    campaign::{CampaignId, driving::Driven},
+};
+
+/// A campaign that is driven here.
+#[derive(Debug)]
+pub(in crate::lifecycle) struct Held {
+    /// It and its members.
+    pub(super) driven: Driven,
+    /// Members that a call prepares now, with their labels.
+    pub(super) busy: BTreeMap<SystemTitle, u8>,
+}
+
+/// One at a time changes it.
+pub(super) type Shared = Arc<tokio::sync::Mutex<Held>>;
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(in crate::lifecycle) struct Campaigns {
+    /// The name of this node.
+    pub(super) node: String,
+    /// A std lock: held for a look.
+    held: Mutex<BTreeMap<CampaignId, Shared>>,
+}
+
+impl Campaigns {
+    /// For the node of this name.
+    pub(in crate::lifecycle) fn of_node(node: String) -> Self {
+        Self { node, held: Mutex::default() }
+    }
+
+    fn held(&self) -> MutexGuard<'_, BTreeMap<CampaignId, Shared>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The one of this identity, if it is driven here.
+    pub(super) fn get(&self, id: &CampaignId) -> Option<Shared> {
+        self.held().get(id).cloned()
+    }
+
+    /// All that are driven here.
+    pub(super) fn all(&self) -> Vec<Shared> {
+        self.held().values().cloned().collect()
+    }
+
+    /// Drives one; somebody else was first: that one.
+    pub(super) fn put(&self, driven: Driven) -> Shared {
+        let id = driven.campaign.id;
+        let held = Held { driven, busy: BTreeMap::new() };
+        Arc::clone(self.held().entry(id).or_insert_with(|| Arc::new(tokio::sync::Mutex::new(held))))
+    }
+
+    /// Drives it no longer: another node has changed it, and it is read again when it is next asked for.
+    pub(super) fn forget(&self, id: &CampaignId) {
+        self.held().remove(id);
+    }
+}

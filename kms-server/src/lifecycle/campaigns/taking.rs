@@ -1,0 +1,341 @@
+//! Work is given out: meters under leases, their keys staged and proved, each with what is to be done.
+
+use futures_util::{StreamExt as _, stream};
+
+use super::{
+    selecting::wish,
+    storing::News,
+    table::{Held, Shared},
+};
+use crate::lifecycle::{
+    error::LifecycleError, refusal::refusal, rotation::StagedKey, verbs::Lifecycle,
+};
+use kms_core::{
+    KeyKind, MeterId, MeterRecord, RefusalCode, SystemTitle,
+    audit::AuditedCall,
+    campaign::{
+        Campaign, Status,
+        driving::NoWork,
+        policy::Policy,
+        row::{Action, Phase, Row},
+        stepping::{Step, stand, step, work},
+    },
+    life::{choosing::Pair, staging::Wish},
+};
+
+/// Keys that are made at the same time.
+const AT_ONCE: usize = 8;
+/// Before a meter is tried again whose key could not be staged now.
+const SOON_MS: u64 = 5_000;
+/// The place of a campaign in a lease.
+const SLOT_SHIFT: u32 = 56;
+
+/// What is to be done with one meter.
+#[derive(Clone, Debug)]
+pub struct Work {
+    /// The meter.
+    pub meter_id: MeterId,
+    /// Its title.
+    pub title: SystemTitle,
+    /// Its member's row.
+    pub row: Row,
+    /// What to do.
+    pub action: Action,
+    /// What is brought: kind and version.
+    pub bringing: Option<(KeyKind, u16)>,
+    /// The pairs for it.
+    pub pairs: Vec<Pair>,
+    /// By this.
+    pub policy: Policy,
+}
+
+/// What somebody got.
+#[derive(Clone, Debug, Default)]
+pub struct Taken {
+    /// The work.
+    pub work: Vec<Work>,
+    /// Why there is none.
+    pub reason: String,
+    /// Milliseconds to wait.
+    pub retry_after_ms: u64,
+}
+
+/// A member on its way out.
+pub(super) struct Ready {
+    pub(super) row: Row,
+    /// Its meter, if it can be read.
+    pub(super) meter: Option<MeterRecord>,
+    pub(super) action: Action,
+    pub(super) pairs: Vec<Pair>,
+}
+
+/// The campaign's place in a lease's number.
+pub(super) fn slot_of(lease: u64) -> u8 {
+    (lease >> SLOT_SHIFT) as u8
+}
+
+impl Lifecycle {
+    /// Meters to change now, at most so many, of this campaign or of any that runs.
+    pub async fn take_work(
+        &self,
+        call: &AuditedCall,
+        (campaign, worker): (Option<&str>, &str),
+        most: usize,
+    ) -> Result<Taken, LifecycleError> {
+        self.check_writes()?;
+        let mut all = match campaign {
+            Some(name) => vec![self.drive(name).await?],
+            None => self.drive_all().await?,
+        };
+        let mut taken = Taken {
+            reason: "no campaign runs: `ami-tool rotate start` begins one".to_owned(),
+            retry_after_ms: 60_000,
+            ..Taken::default()
+        };
+        for shared in all.drain(..) {
+            let room = most.saturating_sub(taken.work.len());
+            if room == 0 {
+                break;
+            }
+            let some = self.take_of(call, (&shared, worker), room).await?;
+            taken.work.extend(some.work);
+            (taken.reason, taken.retry_after_ms) = (some.reason, some.retry_after_ms);
+        }
+        if !taken.work.is_empty() {
+            (taken.reason, taken.retry_after_ms) = (String::new(), 0);
+        }
+        Ok(taken)
+    }
+
+    async fn drive_all(&self) -> Result<Vec<Shared>, LifecycleError> {
+        let mut all = Vec::new();
+        let mut refused = None;
+        for stored in self.stored_campaigns().await? {
+            if !matches!(stored.status, Status::Running | Status::Paused) {
+                continue;
+            }
+            match self.drive_stored(stored).await {
+                Ok(shared) => all.push(shared),
+                Err(error) => refused = Some(error),
+            }
+        }
+        match refused {
+            Some(error) if all.is_empty() => Err(error),
+            _ => Ok(all),
+        }
+    }
+
+    async fn take_of(
+        &self,
+        call: &AuditedCall,
+        (shared, worker): (&Shared, &str),
+        most: usize,
+    ) -> Result<Taken, LifecycleError> {
+        let now_ms = self.clock.unix_ms();
+        let mut numbers = vec![0; most * 8];
+        let filled = self.randomness.fill(&mut numbers);
+        filled.map_err(|error| {
+            LifecycleError::Refused(refusal(RefusalCode::NoRandomness, error.to_string()))
+        })?;
+        let (rows, why, policy, name) = {
+            let mut held = shared.lock().await;
+            let Held { driven, busy } = &mut *held;
+            let slot = u64::from(driven.campaign.slot) << SLOT_SHIFT;
+            let mut numbers = numbers.chunks_exact(8);
+            let lease = || {
+                let bytes = numbers.next().and_then(|it| it.try_into().ok()).unwrap_or([1; 8]);
+                // Never 0, which is nobody's.
+                (u64::from_be_bytes(bytes) & ((1 << SLOT_SHIFT) - 1)) | slot | 1
+            };
+            let (rows, why) = driven.take((most, busy), now_ms, lease);
+            busy.extend(rows.iter().map(|row| (row.title, row.label)));
+            let Campaign { policy, name, .. } = &driven.campaign;
+            (rows, why, policy.clone(), name.clone())
+        };
+        let titles: Vec<SystemTitle> = rows.iter().map(|row| row.title).collect();
+        let outcome = self.give_out(call, (shared, worker), (rows, &policy, &name)).await;
+        let mut held = shared.lock().await;
+        titles.iter().for_each(|title| _ = held.busy.remove(title));
+        let mut taken = outcome?;
+        if let Some(why) = why {
+            taken.retry_after_ms = wait_of(&why, now_ms);
+            taken.reason = why.to_string();
+        }
+        Ok(taken)
+    }
+
+    async fn give_out(
+        &self,
+        call: &AuditedCall,
+        (shared, worker): (&Shared, &str),
+        (rows, policy, name): (Vec<Row>, &Policy, &str),
+    ) -> Result<Taken, LifecycleError> {
+        if rows.is_empty() {
+            // What paced it may have moved on; and whoever asks finds out that it is over.
+            self.judge_campaign(shared).await?;
+            return Ok(Taken::default());
+        }
+        let (ready, reason) = self.make_ready(call, rows, (policy, name)).await;
+        let mut held = shared.lock().await;
+        let before = held.driven.campaign.clone();
+        let rows: Vec<Row> = ready.iter().map(|it| it.row.clone()).collect();
+        let given = ready.iter().filter(|it| it.action != Action::Nothing).count();
+        let entry = self.campaign_entry(call, given);
+        let entries = if given > 0 { vec![entry] } else { Vec::new() };
+        let news = News { campaign: before.clone(), rows, entries };
+        tracing::debug!(campaign = name, worker, given, "work is given out");
+        self.store_campaign(&mut held, &before, news).await?;
+        let mut taken = Taken { reason, retry_after_ms: SOON_MS, work: Vec::new() };
+        for Ready { row, meter, action, pairs } in ready {
+            let Some(meter) = meter.filter(|_| action != Action::Nothing) else { continue };
+            let bringing = bringing(&meter, policy, &row);
+            let (meter_id, title, policy) = (meter.meter_id, row.title, policy.clone());
+            taken.work.push(Work { meter_id, title, row, action, bringing, pairs, policy });
+        }
+        Ok(taken)
+    }
+
+    /// Has these members' keys staged, and says what is to be done with each. With the reason of the last that could not be.
+    async fn make_ready(
+        &self,
+        call: &AuditedCall,
+        rows: Vec<Row>,
+        (policy, name): (&Policy, &str),
+    ) -> (Vec<Ready>, String) {
+        let mut reason = String::new();
+        let one = |row: Row| self.ready(call, row, (policy, name));
+        let mut all = stream::iter(rows).map(one).buffered(AT_ONCE);
+        let mut ready = Vec::new();
+        while let Some((one, why)) = all.next().await {
+            reason = why.unwrap_or(reason);
+            ready.push(one);
+        }
+        (ready, reason)
+    }
+
+    /// One member: staged if that is next, and what is to be done then.
+    pub(super) async fn ready(
+        &self,
+        call: &AuditedCall,
+        mut row: Row,
+        (policy, name): (&Policy, &str),
+    ) -> (Ready, Option<String>) {
+        let now_ms = self.clock.unix_ms();
+        let meter = match self.get_by_title(&row.title).await {
+            Ok(view) => view.record,
+            Err(error) => {
+                let why = error.to_string();
+                put_off(&mut row, &error, now_ms);
+                return (
+                    Ready { row, meter: None, action: Action::Nothing, pairs: Vec::new() },
+                    Some(why),
+                );
+            }
+        };
+        stand(&meter, policy, &mut row);
+        if row.phase.is_over() {
+            row.lease = 0;
+            row.doing = Action::Nothing;
+            let ready =
+                Ready { row, meter: Some(meter), action: Action::Nothing, pairs: Vec::new() };
+            return (ready, None);
+        }
+        let (meter, refused) = match step(&meter, policy, &row) {
+            Step::Stage(at) => self.stage_for(call, (meter, &mut row), (policy, name), at).await,
+            Step::Transfer { sent: false, .. } => self.proved_for(meter, policy, &row).await,
+            Step::Transfer { .. } | Step::Proved => (meter, None),
+        };
+        if let Some(error) = refused {
+            let why = error.to_string();
+            put_off(&mut row, &error, now_ms);
+            let ready =
+                Ready { row, meter: Some(meter), action: Action::Nothing, pairs: Vec::new() };
+            return (ready, Some(why));
+        }
+        stand(&meter, policy, &mut row);
+        let (action, pairs) = work(&meter, policy, &row, None);
+        row.doing = action;
+        row.refused = None;
+        (Ready { row, meter: Some(meter), action, pairs }, None)
+    }
+
+    /// Stages the next key of a member.
+    pub(super) async fn stage_for(
+        &self,
+        call: &AuditedCall,
+        (meter, row): (MeterRecord, &mut Row),
+        (policy, name): (&Policy, &str),
+        at: usize,
+    ) -> (MeterRecord, Option<LifecycleError>) {
+        let Some(place) = policy.places().nth(at) else { return (meter, None) };
+        let wish: Wish = wish(policy, place, name);
+        let staged = self.stage_key(call, &meter.meter_id, &wish).await;
+        match staged.and_then(|staged| staged.check().map(|()| staged)) {
+            Ok(StagedKey { meter, key, .. }) => {
+                if let Some(target) = row.targets.get_mut(at) {
+                    *target = key.version;
+                }
+                (meter, None)
+            }
+            Err(error) => (meter, Some(error)),
+        }
+    }
+
+    /// What is staged was proved by the other site.
+    async fn proved_for(
+        &self,
+        meter: MeterRecord,
+        policy: &Policy,
+        row: &Row,
+    ) -> (MeterRecord, Option<LifecycleError>) {
+        let Step::Transfer { at, version, .. } = step(&meter, policy, row) else {
+            return (meter, None);
+        };
+        let place = policy.places().nth(at);
+        let key = place.and_then(|place| place.version(&meter, version).ok().cloned());
+        let Some(key) = key else { return (meter, None) };
+        let proved = self.prove_key(&meter.system_title, &key).await;
+        let staged = StagedKey { meter, key, already: true, proved };
+        let refused = staged.check().err();
+        (staged.meter, refused)
+    }
+}
+
+/// What a transfer brings.
+pub(super) fn bringing(meter: &MeterRecord, policy: &Policy, row: &Row) -> Option<(KeyKind, u16)> {
+    match step(meter, policy, row) {
+        Step::Transfer { at, version, .. } => Some((*policy.kinds.get(at)?, version)),
+        Step::Stage(_) | Step::Proved => None,
+    }
+}
+
+/// A member whose key can't be staged: not now, or never.
+pub(super) fn put_off(row: &mut Row, error: &LifecycleError, now_ms: u64) {
+    row.lease = 0;
+    row.doing = Action::Nothing;
+    row.until_ms = now_ms.saturating_add(SOON_MS);
+    let code = match error {
+        LifecycleError::Refused(refusal) => refusal.code,
+        LifecycleError::NotFound(_) => RefusalCode::MeterUnknown,
+        LifecycleError::Damaged { .. } => RefusalCode::MeterDamaged,
+        _ => return,
+    };
+    row.refused = Some(code);
+    let passes =
+        matches!(code, RefusalCode::NotProved | RefusalCode::NotTaken | RefusalCode::NoRandomness);
+    if !passes && !row.sent {
+        row.phase = Phase::Skipped;
+        row.canary = false;
+    }
+}
+
+fn wait_of(why: &NoWork, now_ms: u64) -> u64 {
+    const LOOK_MS: u64 = 5_000;
+    let until = |at: u64| at.saturating_sub(now_ms).clamp(100, 60_000);
+    match why {
+        NoWork::NotRunning(..) | NoWork::Closed => 60_000,
+        NoWork::Paced { at_ms } => until(*at_ms),
+        NoWork::Capped | NoWork::Waiting { at_ms: None } => LOOK_MS,
+        NoWork::Waiting { at_ms: Some(at) } => until(*at),
+    }
+}
