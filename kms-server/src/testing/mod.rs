@@ -4,6 +4,7 @@
 
 mod adopting;
 mod believed;
+mod campaigns;
 mod ciphering;
 mod copies;
 mod enrolled_anew;
