@@ -213,10 +213,10 @@ impl Driving<'_> {
     }
 
     /// What every meter holds is preferred, and opens.
-    async fn check_all(&self) {
+    async fn check_all(&self, gak: u16) {
         for (n, held) in &self.fleet {
             let frame = self.opened(&held.push(*n), *n).await;
-            assert_eq!(frame.pair, Some(Pair { encryption: 2, authentication: Some(2) }));
+            assert_eq!(frame.pair, Some(Pair { encryption: 2, authentication: Some(gak) }));
         }
     }
 }
@@ -278,7 +278,7 @@ fn a_campaign_rotates_both_keys_of_every_meter_and_ends() {
         let view = site.lifecycle.get_campaign("spring").await.unwrap();
         assert_eq!((view.campaign.status, view.progress.of(Phase::Done)), (Status::Finished, 7));
         assert_eq!((view.progress.exposed, view.done_last_hour), (0, 7));
-        driving.check_all().await;
+        driving.check_all(2).await;
     });
 }
 
@@ -315,7 +315,7 @@ fn an_answer_that_was_lost_begins_with_a_probe_and_a_lease_is_one_ones() {
         let next = driving.report(&again, Outcome::Answered, Some(&push)).await;
         assert_eq!((next.action, next.bringing), (Action::Transfer, Some((KeyKind::Gak, 2))));
         assert_eq!(driving.drive(next).await, Phase::Done);
-        driving.check_all().await;
+        driving.check_all(2).await;
     });
 }
 
@@ -370,8 +370,10 @@ fn the_other_site_goes_on_with_a_campaign_and_with_its_leases() {
         })
         .await;
         let mut driving = Driving { site: &north.site, on, sending, fleet };
-        start(on, &starting("s", policy())).await.unwrap();
-        let mut some = take(on, 2).await.work;
+        let one_kind = Policy { kinds: vec![KeyKind::Guek], ..policy() };
+        start(on, &starting("s", one_kind)).await.unwrap();
+        // Their keys are made where they were imported: the tokens of this test don't share the KEKs that wrap them.
+        let mut some = take(on, 3).await.work;
         assert_eq!(driving.drive(some.remove(0)).await, Phase::Done);
         let lost = some.remove(0);
         let n = number(&lost);
@@ -390,13 +392,10 @@ fn the_other_site_goes_on_with_a_campaign_and_with_its_leases() {
         // The lease of then is still good: whoever had it may say what came of it.
         let push = driving.fleet[&n].push(n);
         let next = driving.report(&lost, Outcome::Answered, Some(&push)).await;
-        assert_eq!(next.bringing, Some((KeyKind::Gak, 2)), "{next:?}");
-        assert_eq!(driving.drive(next).await, Phase::Done);
-        for work in take(on, 5).await.work {
-            assert_eq!(driving.drive(work).await, Phase::Done);
-        }
+        assert_eq!((next.action, next.row.phase), (Action::Nothing, Phase::Done), "{next:?}");
+        assert_eq!(driving.drive(some.remove(0)).await, Phase::Done);
         let view = on.get_campaign("s").await.unwrap();
         assert_eq!(view.campaign.status, Status::Finished);
-        driving.check_all().await;
+        driving.check_all(1).await;
     });
 }
