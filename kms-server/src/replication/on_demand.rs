@@ -51,6 +51,18 @@ impl ProofGate for OnDemand {
     }
 }
 
+fn note(missing: &mut BTreeMap<BlockNo, String>, block: BlockNo, proof: Proven) {
+    let why = match proof {
+        Proven::Yes => {
+            missing.remove(&block);
+            return;
+        }
+        Proven::No(why) => why,
+        Proven::Moved => format!("block {block} is not there as it is here"),
+    };
+    missing.insert(block, why);
+}
+
 impl OnDemand {
     /// Asks for proofs of these blocks until none is missing, or patience ends; each that stays has the reason beside it.
     /// An error says why none of those can be proved.
@@ -62,14 +74,7 @@ impl OnDemand {
             let blocks: Vec<BlockNo> = missing.keys().copied().collect();
             for some in blocks.chunks(ASKED_AT_ONCE) {
                 for (block, proof) in proving.prove_now(some).await? {
-                    match proof {
-                        Proven::Yes => drop(missing.remove(&block)),
-                        Proven::No(why) => drop(missing.insert(block, why)),
-                        Proven::Moved => {
-                            let why = format!("block {block} is not there as it is here");
-                            missing.insert(block, why);
-                        }
-                    }
+                    note(missing, block, proof);
                 }
             }
             // What it does not have yet it may have in a moment, and so may what it could not open.

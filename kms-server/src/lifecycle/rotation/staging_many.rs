@@ -155,14 +155,7 @@ impl Lifecycle {
         let fresh = self.make_group(planned, &keys, outcomes).await?;
         drop(keys);
         let (asked, fresh): (Vec<Asked<'a>>, Vec<Fresh<'a>>) = fresh.into_iter().unzip();
-        let mut tried = 0;
-        let stored = loop {
-            match self.store_fresh(call, &fresh).await {
-                Err(LifecycleError::Busy) if tried + 1 < TRIES => self.step_back(tried).await,
-                done => break done?,
-            }
-            tried += 1;
-        };
+        let stored = self.store_fresh_soon(call, &fresh).await?;
         let mut staged = Vec::with_capacity(fresh.len());
         for ((asked, fresh), stored) in asked.into_iter().zip(fresh).zip(stored) {
             match stored {
@@ -172,6 +165,21 @@ impl Lifecycle {
             }
         }
         Ok(staged)
+    }
+
+    /// Another server of this site that was first is no reason to make the keys again.
+    async fn store_fresh_soon(
+        &self,
+        call: &AuditedCall,
+        fresh: &[Fresh<'_>],
+    ) -> Result<Vec<Result<MeterRecord, NotStored>>, LifecycleError> {
+        for tried in 0..TRIES {
+            match self.store_fresh(call, fresh).await {
+                Err(LifecycleError::Busy) => self.step_back(tried).await,
+                done => return done,
+            }
+        }
+        Err(LifecycleError::Busy)
     }
 
     /// What is to be made, and the keys of the blocks that it goes to.

@@ -78,33 +78,36 @@ impl Lifecycle {
         call: &AuditedCall,
         fresh: &[Fresh<'_>],
     ) -> Result<Vec<Result<MeterRecord, NotStored>>, LifecycleError> {
-        let mut records = Vec::new();
-        for Fresh { title, made, lines, .. } in fresh {
-            records.push((self.records.block_of(title), RecordKey::meter(title)));
-            for fingerprint in lines.former.iter().chain([&made.fingerprint]) {
-                let names = lines.names(*fingerprint);
-                records.extend(names.map(|it| (self.counting.block_of(&it), RecordKey::line(&it))));
-            }
-        }
-        let changes = self.writer.change_records(records).await?;
+        let changes =
+            self.writer.change_records(fresh.iter().flat_map(|it| self.concerned(it))).await?;
         let mut changes: Changes =
             changes.into_iter().map(|change| (change.block(), change)).collect();
         let now_ms = self.clock.unix_ms();
         let mut entries = Vec::new();
         let mut stored = Vec::with_capacity(fresh.len());
         for one in fresh {
-            stored.push(self.stage_fresh(&mut changes, one, now_ms).map(|meter| {
+            let meter = self.stage_fresh(&mut changes, one, now_ms);
+            if meter.is_ok() {
                 let block = Some(self.records.block_of(&one.title));
                 let system_title = Some(one.title);
                 let subject = Subject { system_title, block, ..Subject::meter(one.id) };
                 entries.push(said(call.entry(now_ms, subject, AuditOutcome::Done), one));
-                meter
-            }));
+            }
+            stored.push(meter);
         }
         if !entries.is_empty() {
             self.writer.commit(changes.into_values().collect(), entries).await?;
         }
         Ok(stored)
+    }
+
+    /// The records that a key stands on, and those that it becomes.
+    fn concerned(&self, fresh: &Fresh<'_>) -> Vec<(BlockNo, RecordKey)> {
+        let Fresh { title, made, lines, .. } = fresh;
+        let values = lines.former.iter().chain([&made.fingerprint]);
+        let names = values.flat_map(|it| lines.names(*it));
+        let names = names.map(|it| (self.counting.block_of(&it), RecordKey::line(&it)));
+        names.chain([(self.records.block_of(title), RecordKey::meter(title))]).collect()
     }
 
     /// Puts one key and its lines into the blocks that are under change.
