@@ -135,14 +135,21 @@ pub enum Proved {
 /// Has the other site prove that it has what was committed here. No lock is held meanwhile.
 #[async_trait]
 pub trait ProofGate: Send + Sync + 'static {
-    /// Asks for proofs of these blocks as they are now, with a bound of its own.
-    async fn prove(&self, blocks: &[BlockNo]) -> Proved;
+    /// Asks for proofs of these blocks as they are now, with a bound of its own: an answer for each.
+    async fn prove_each(&self, blocks: &[BlockNo]) -> Vec<Proved>;
+
+    /// The same of all of them together.
+    async fn prove(&self, blocks: &[BlockNo]) -> Proved {
+        let each = self.prove_each(blocks).await;
+        let missing = each.iter().position(|it| *it != Proved::Yes);
+        missing.map_or(Proved::Yes, |at| each.into_iter().nth(at).unwrap_or(Proved::Yes))
+    }
 }
 
 #[async_trait]
 impl ProofGate for NoOtherSite {
-    async fn prove(&self, _: &[BlockNo]) -> Proved {
-        Proved::NotApplicable
+    async fn prove_each(&self, blocks: &[BlockNo]) -> Vec<Proved> {
+        vec![Proved::NotApplicable; blocks.len()]
     }
 }
 

@@ -77,4 +77,4 @@ pub use seen_epochs::EpochMemory;
 pub use seen_peers::{PeerMemory, SeenPeer};
 pub use taking::{SealedKey, TakeError, Taker};
 pub use unused::{UnusedKey, UnusedKeys, Whence};
-pub use writing::{Change, KeyToWrap, WrappedValue, Writer};
+pub use writing::{Change, KeyToWrap, KeysOfBlock, WrappedValue, Writer};

@@ -28,6 +28,7 @@ mod roles;
 mod rotation;
 mod second_token;
 mod secrets;
+mod staging_many;
 mod transmitting;
 mod two_sites;
 
