@@ -38,6 +38,21 @@ pub struct Carrier {
     arrival: Option<Arrival>,
 }
 
+/// An answer of mechanism 5, as it was given.
+#[derive(Clone, Copy, Debug)]
+pub struct GmacClaim<'a> {
+    /// The meter.
+    pub title: SystemTitle,
+    /// Under which security setup.
+    pub setup: SecuritySetup,
+    /// The one pair of GUEK and GAK that it is to verify under; 0: each live one is tried.
+    pub versions: (u16, u16),
+    /// CtoS.
+    pub challenge: &'a [u8],
+    /// f(CtoS).
+    pub answer: &'a [u8],
+}
+
 /// An answer of mechanism 5 that verified.
 #[derive(Debug)]
 pub struct Gmac {
@@ -96,24 +111,40 @@ impl Ciphering {
         Carrier { outcome, plaintext: opened.plaintexts, under_guek, arrival }
     }
 
-    /// Verifies f(CtoS) of mechanism 5 under all pairs of the meter's live versions of a setup.
-    pub async fn verify_gmac(
+    /// Verifies f(CtoS) of mechanism 5 under the pair that is named, or else under all pairs of the meter's live versions
+    /// of the setup.
+    pub async fn verify_gmac(&self, claim: &GmacClaim<'_>) -> Result<Gmac, Outcome> {
+        self.tried_anew(claim.title, |table| try_gmac(table, claim)).await
+    }
+
+    /// Whether the meter has these versions of GUEK and GAK, and they may carry an association; 0: none is named.
+    pub async fn check_pair(
         &self,
-        (title, setup): (SystemTitle, SecuritySetup),
-        challenge: &[u8],
-        answer: &[u8],
-    ) -> Result<Gmac, Outcome> {
+        whose: (SystemTitle, SecuritySetup),
+        versions: (u16, u16),
+    ) -> Result<(), Outcome> {
+        if versions == (0, 0) {
+            return Ok(());
+        }
+        self.tried_anew(whose.0, |table| has_pair(table, whose, versions)).await
+    }
+
+    /// What comes of a meter's keys as they are here; failing that, as another server may have left them meanwhile.
+    async fn tried_anew<T>(
+        &self,
+        title: SystemTitle,
+        of: impl Fn(&BlockTable) -> Result<T, Outcome>,
+    ) -> Result<T, Outcome> {
         let block = self.keyring.block_of(&title);
         let table = self.keyring.open(block).await;
         let table = table.map_err(|error| unavailable(error.to_string()))?;
-        let tried = try_gmac(&table, (title, setup), challenge, answer);
+        let tried = of(&table);
         scrub_stack();
         if tried.is_ok() || !self.keyring.has_other_writers() {
             return tried;
         }
-        // Another server may have brought the key meanwhile.
         let Some(newer) = self.keyring.doubt(block, table.position()).await else { return tried };
-        let tried = try_gmac(&newer, (title, setup), challenge, answer);
+        let tried = of(&newer);
         scrub_stack();
         tried
     }
@@ -161,6 +192,14 @@ impl Ciphering {
     }
 }
 
+impl Carrier {
+    /// Whether it came under this pair; 0: none is named.
+    pub fn is_under(&self, versions: (u16, u16)) -> bool {
+        let Outcome { encryption_key_version, authentication_key_version, .. } = self.outcome;
+        versions == (0, 0) || versions == (encryption_key_version, authentication_key_version)
+    }
+}
+
 impl FloorsBefore {
     fn judge(&self, arrival: &Arrival) -> Result<(), Outcome> {
         let Arrival { line, message, window, .. } = arrival;
@@ -190,12 +229,33 @@ fn served(table: &BlockTable, title: SystemTitle) -> Result<ResidentMeter<'_>, O
     if meter.is_damaged() { Err(unavailable(damaged.into())) } else { Ok(meter) }
 }
 
-fn try_gmac(
+/// Staged, active and compromised ones may: the successor of the last ones is brought through an association.
+fn has_pair(
     table: &BlockTable,
     (title, setup): (SystemTitle, SecuritySetup),
-    challenge: &[u8],
-    answer: &[u8],
-) -> Result<Gmac, Outcome> {
+    (encryption, authentication): (u16, u16),
+) -> Result<(), Outcome> {
+    let meter = served(table, title)?;
+    for (kind, version) in [(KeyKind::Guek, encryption), (KeyKind::Gak, authentication)] {
+        let mut all = meter.candidates(kind, Some(setup));
+        let found = all.find(|it| it.version == version && it.standing.carries);
+        let (verdict, what) = match found.map(|it| it.key.bytes().is_some()) {
+            Some(true) => continue,
+            Some(false) => (Verdict::Unsupported, "is of protection HSM: it makes no HLS answer"),
+            None => (
+                Verdict::NoUsableKey,
+                "is not there, or carries no association: one that is staged, active or compromised does",
+            ),
+        };
+        let why = format!("version {version} of the meter's {kind} in security setup {}", setup.0);
+        let outcome = Outcome { system_title: Some(title), ..Outcome::of(verdict) };
+        return Err(outcome.because(format!("{why} {what}")));
+    }
+    Ok(())
+}
+
+fn try_gmac(table: &BlockTable, claim: &GmacClaim<'_>) -> Result<Gmac, Outcome> {
+    let GmacClaim { title, setup, versions, challenge, answer } = *claim;
     let meter = served(table, title)?;
     let failed = |why: &str| {
         Err(Outcome { system_title: Some(title), ..Outcome::of(Verdict::MicFailure) }.because(why))
@@ -204,8 +264,12 @@ fn try_gmac(
         return failed("the answer does not begin with a security control byte of mechanism 5");
     };
     let own = meter.own_title();
-    let candidates = |kind| meter.candidates(kind, Some(setup)).collect::<Vec<_>>();
-    let (eks, aks) = (candidates(KeyKind::Guek), candidates(KeyKind::Gak));
+    let candidates = |kind, named: u16| {
+        let all = meter.candidates(kind, Some(setup));
+        let wanted = all.filter(|it| named == 0 || it.version == named && it.standing.carries);
+        wanted.collect::<Vec<_>>()
+    };
+    let (eks, aks) = (candidates(KeyKind::Guek, versions.0), candidates(KeyKind::Gak, versions.1));
     let pairs = eks.iter().flat_map(|ek| aks.iter().map(move |ak| (ek, ak)));
     for (ek, ak) in pairs.take(PAIRS_MAX) {
         let (Some(encryption), Some(authentication)) = (ek.key.bytes(), ak.key.bytes()) else {
@@ -223,7 +287,10 @@ fn try_gmac(
             arrival: if compromised { None } else { arrival() },
         });
     }
-    failed("the answer does not verify under any pair of the meter's keys")
+    failed(match versions {
+        (0, 0) => "the answer does not verify under any pair of the meter's keys",
+        _ => "the answer does not verify under the pair of keys that was named",
+    })
 }
 
 /// SC = 10 | suite.

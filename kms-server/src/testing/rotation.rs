@@ -33,7 +33,7 @@ const CLIENT: SystemTitle = SystemTitle::new(*b"AMIHES\x00\x01");
 const PLAIN: &[u8] = b"\x0f\x00";
 const KEK: u8 = 9;
 
-fn place(kind: KeyKind) -> Place {
+pub(super) fn place(kind: KeyKind) -> Place {
     Place { setup: SecuritySetup(0), kind }
 }
 
@@ -58,7 +58,7 @@ fn wish(kind: KeyKind) -> Wish {
     }
 }
 
-async fn stage(on: &Lifecycle, n: u64, kind: KeyKind) -> StagedKey {
+pub(super) async fn stage(on: &Lifecycle, n: u64, kind: KeyKind) -> StagedKey {
     stage_as(on, n, &wish(kind)).await.unwrap()
 }
 
@@ -67,7 +67,7 @@ async fn stage_as(on: &Lifecycle, n: u64, wish: &Wish) -> Result<StagedKey, Life
 }
 
 /// The transfer of what is staged, as it goes to meter `n`.
-async fn transfer(
+pub(super) async fn transfer(
     (on, sending): (&Lifecycle, &Transmitting),
     n: u64,
     kind: KeyKind,
@@ -92,7 +92,7 @@ async fn transfer(
 }
 
 /// The meter's side: opens a transfer with these keys, and unwraps what it brings; with it the wrapped bytes.
-fn received(n: u64, apdu: &[u8], (guek, gak): (&[u8], &[u8])) -> (Vec<u8>, Vec<u8>) {
+pub(super) fn received(n: u64, apdu: &[u8], (guek, gak): (&[u8], &[u8])) -> (Vec<u8>, Vec<u8>) {
     let apdu = CipheredApdu::parse(apdu).unwrap();
     let mut plain = Vec::new();
     let keys = Keys { encryption: guek, authentication: gak };
@@ -106,12 +106,17 @@ fn received(n: u64, apdu: &[u8], (guek, gak): (&[u8], &[u8])) -> (Vec<u8>, Vec<u
 }
 
 /// What the meter has shown since is in its record when this returns.
-async fn evidence(site: &Site) -> usize {
+pub(super) async fn evidence(site: &Site) -> usize {
     let shown = site.evidence.take(1000);
     site.lifecycle.take_shown(&shown).await.unwrap().len()
 }
 
-async fn state(site: &Site, n: u64, kind: KeyKind, version: u16) -> (KeyState, StateReason, bool) {
+pub(super) async fn state(
+    site: &Site,
+    n: u64,
+    kind: KeyKind,
+    version: u16,
+) -> (KeyState, StateReason, bool) {
     let record = site.lifecycle.get_by_title(&title(n)).await.unwrap().record;
     let key = place(kind).version(&record, version).unwrap();
     let preferred = place(kind).preferred(&record).is_some_and(|it| it.id == key.id);

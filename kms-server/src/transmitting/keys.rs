@@ -113,7 +113,7 @@ fn chosen<'t>(
             Verdict::NoUsableKey,
             format!(
                 "version {version} of the meter's {kind} in security setup {} protects nothing of this purpose: an \
-                 active one does, and one that is staged or compromised carries key transfers",
+                 active one does, and one that is staged or compromised carries key transfers and HLS answers",
                 setup.0
             ),
         )),

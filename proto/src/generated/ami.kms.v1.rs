@@ -1319,6 +1319,12 @@ pub struct BeginHlsRequest {
     /// Security suite of mechanism 5, 0 to 2. Absent: by the key's length, 0 or 2.
     #[prost(uint32, optional, tag = "7")]
     pub security_suite: ::core::option::Option<u32>,
+    /// The versions of GUEK and GAK that the meter is presumed to hold: staged, active or compromised; 0: the preferred ones.
+    /// Name both or none. They make the answer of mechanism 5, and protect the APDU around any answer.
+    #[prost(uint32, tag = "8")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "9")]
+    pub authentication_key_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BeginHlsResponse {
@@ -1370,6 +1376,11 @@ pub struct AnswerHlsChallengeRequest {
     /// The answer is wanted as the ciphered APDU that carries it. Absent: bare, for an association without ciphering.
     #[prost(message, optional, tag = "4")]
     pub action: ::core::option::Option<HlsAction>,
+    /// Other versions than those of BeginHls, both or none; 0: those.
+    #[prost(uint32, tag = "5")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "6")]
+    pub authentication_key_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AnswerHlsChallengeResponse {
@@ -1413,6 +1424,12 @@ pub struct VerifyHlsAnswerRequest {
     /// The ciphered APDU that carries it, as it came: not opened before.
     #[prost(bytes = "bytes", tag = "3")]
     pub apdu: ::prost::bytes::Bytes,
+    /// The one pair that it is to verify under: the answer of mechanism 5, or else the APDU around it. Name both or none. 0: all
+    /// live pairs are tried, at most sixteen.
+    #[prost(uint32, tag = "4")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "5")]
+    pub authentication_key_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VerifyHlsAnswerResponse {
