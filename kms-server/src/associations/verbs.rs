@@ -332,12 +332,15 @@ impl Associations {
             (Err(outcome), _) | (Ok(_), Err(outcome)) => {
                 failed(facts, outcome.verdict, outcome.reason)
             }
-            (Ok(gmac), Ok(())) => Verified {
-                encryption_key_version: gmac.encryption_key_version,
-                authentication_key_version: gmac.authentication_key_version,
-                answer_counter: gmac.counter,
-                ..Verified::of(Verdict::of_authentic(!gmac.compromised), facts.title)
-            },
+            (Ok(gmac), Ok(())) => {
+                ciphering.heed_answer(&facts.title, &gmac);
+                Verified {
+                    encryption_key_version: gmac.encryption_key_version,
+                    authentication_key_version: gmac.authentication_key_version,
+                    answer_counter: gmac.counter,
+                    ..Verified::of(Verdict::of_authentic(!gmac.compromised), facts.title)
+                }
+            }
         }
     }
 

@@ -12,11 +12,12 @@ use super::{
     item::{Item, Outcome, Want},
     verbs::Ciphering,
 };
-use crate::keyring::{BlockTable, ResidentMeter, scrub_stack};
+use crate::keyring::{BlockTable, Candidate, ResidentMeter, scrub_stack};
 use kms_core::{
     KeyKind, SecuritySetup, SystemTitle, Verdict,
     counters::LineName,
     floors::{Judged, Message},
+    life::evidence::Shown,
 };
 
 /// Pairs of GUEK and GAK versions that an answer is tried under, as of APDUs.
@@ -65,6 +66,8 @@ pub struct Gmac {
     /// One of the two is known to be compromised: whoever has it could have answered, and it moves no floor.
     pub compromised: bool,
     arrival: Option<Arrival>,
+    /// The keys that wait for evidence, of those that made it.
+    shown: Option<Shown>,
 }
 
 impl Ciphering {
@@ -179,6 +182,15 @@ impl Ciphering {
         self.judge(carrier.arrival.as_ref()).await
     }
 
+    /// Hears what an answer to our own challenge shows, once it was judged: that challenge was never asked before, so
+    /// whoever answered it has the keys now.
+    pub fn heed_answer(&self, title: &SystemTitle, answer: &Gmac) {
+        if let Some(shown) = &answer.shown {
+            // The other site, which has not issued the challenge, could make nothing of it.
+            self.evidence.shown(title, shown, &[]);
+        }
+    }
+
     async fn judge(&self, arrival: Option<&Arrival>) -> Result<(), Outcome> {
         let Some(arrival) = arrival else { return Ok(()) };
         match self.floors.judged(arrival).await.map_err(unavailable)? {
@@ -285,12 +297,21 @@ fn try_gmac(table: &BlockTable, claim: &GmacClaim<'_>) -> Result<Gmac, Outcome> 
             authentication_key_version: ak.version,
             compromised,
             arrival: if compromised { None } else { arrival() },
+            shown: if compromised { None } else { shown(&meter, ek, ak) },
         });
     }
     failed(match versions {
         (0, 0) => "the answer does not verify under any pair of the meter's keys",
         _ => "the answer does not verify under the pair of keys that was named",
     })
+}
+
+/// The keys that such an answer proves. Its nonce begins with the meter's own title, and so does nothing that we have sent.
+fn shown(meter: &ResidentMeter<'_>, ek: &Candidate<'_>, ak: &Candidate<'_>) -> Option<Shown> {
+    let (encryption, authentication) = (ek.standing.awaits, ak.standing.awaits);
+    let waits = encryption.is_some() || authentication.is_some();
+    let is_own = !meter.is_clients(meter.own_title());
+    (waits && is_own).then_some(Shown { setup: ek.setup, encryption, authentication })
 }
 
 /// SC = 10 | suite.

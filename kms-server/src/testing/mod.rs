@@ -13,6 +13,7 @@ mod floors;
 mod forks;
 mod forwarding;
 mod hls;
+mod hls_evidence;
 mod hls_pairs;
 mod home;
 mod keyring;
