@@ -21,6 +21,7 @@ mod lifecycle;
 mod lying;
 mod marks;
 mod pair;
+mod purposes;
 mod readiness;
 mod rebuilt;
 mod replica;

@@ -214,6 +214,7 @@ pub(super) fn prepare(
     if item.apdu.is_empty() {
         return Err(Outcome::of(Verdict::Malformed).because("the APDU is empty").about(title));
     }
+    item.check_purpose().map_err(|why| why.about(title))?;
     match item.envelope {
         Envelope::Service => drop(service_tag(item)?),
         // Before a key is touched: the answer to a command would be the command's tag.

@@ -1252,7 +1252,7 @@ pub struct Protecting {
     #[prost(enumeration = "CounterPurpose", tag = "7")]
     pub purpose: i32,
     /// The version of the key that protects it, where the meter is presumed to hold another one than the preferred; 0: the
-    /// preferred one. An active one serves all purposes, one that is staged or compromised key transfer alone.
+    /// preferred one. An active one serves all purposes, one that is staged or compromised key transfer and HLS alone.
     #[prost(uint32, tag = "8")]
     pub encryption_key_version: u32,
     #[prost(uint32, tag = "9")]
@@ -1805,15 +1805,17 @@ impl ApduProtection {
         }
     }
 }
-/// What a counter is for. The last 256 of a line are kept for key transfer, so that a key can always be replaced.
+/// What a counter is for. The last 256 of a line are kept for key transfer, so that a key can always be replaced. The message is
+/// held against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum CounterPurpose {
     /// Traffic.
     Unspecified = 0,
     Traffic = 1,
+    /// Of Rotation/NextTransfer, which builds the message itself: refused of any other call.
     KeyTransfer = 2,
-    /// HLS authentication: also under a key that is compromised, until its successor is proved.
+    /// HLS authentication (class 15, method 1): also under a key that is staged, or compromised until its successor is proved.
     Hls = 3,
 }
 impl CounterPurpose {
@@ -1865,6 +1867,8 @@ pub enum TransmitRefusal {
     NoClientTitle = 9,
     /// What is stored of the counters was changed outside the service.
     CountersDamaged = 10,
+    /// The message is not what it is said to be for.
+    PurposeMismatch = 11,
 }
 impl TransmitRefusal {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1884,6 +1888,7 @@ impl TransmitRefusal {
             Self::RekeyFirst => "TRANSMIT_REFUSAL_REKEY_FIRST",
             Self::NoClientTitle => "TRANSMIT_REFUSAL_NO_CLIENT_TITLE",
             Self::CountersDamaged => "TRANSMIT_REFUSAL_COUNTERS_DAMAGED",
+            Self::PurposeMismatch => "TRANSMIT_REFUSAL_PURPOSE_MISMATCH",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1900,6 +1905,7 @@ impl TransmitRefusal {
             "TRANSMIT_REFUSAL_REKEY_FIRST" => Some(Self::RekeyFirst),
             "TRANSMIT_REFUSAL_NO_CLIENT_TITLE" => Some(Self::NoClientTitle),
             "TRANSMIT_REFUSAL_COUNTERS_DAMAGED" => Some(Self::CountersDamaged),
+            "TRANSMIT_REFUSAL_PURPOSE_MISMATCH" => Some(Self::PurposeMismatch),
             _ => None,
         }
     }
