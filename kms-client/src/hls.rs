@@ -51,6 +51,21 @@ pub struct HlsVersions {
 #[derive(Clone, PartialEq, Eq)]
 pub struct HlsAssociation(Bytes);
 
+impl HlsAssociation {
+    /// Bytes of a handle.
+    const LEN: usize = 32;
+
+    /// The handle that was given before; `None`: none has so many bytes.
+    pub fn from_bytes(bytes: impl Into<Bytes>) -> Option<Self> {
+        Some(Self(bytes.into())).filter(|it| it.0.len() == Self::LEN)
+    }
+
+    /// The handle: whoever has it goes on with the association.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl std::fmt::Debug for HlsAssociation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("HlsAssociation(..)")
