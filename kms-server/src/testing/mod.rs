@@ -12,6 +12,7 @@ mod facts;
 mod floors;
 mod forks;
 mod forwarding;
+mod handing;
 mod hls;
 mod hls_evidence;
 mod hls_pairs;

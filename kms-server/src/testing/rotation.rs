@@ -38,7 +38,7 @@ pub(super) fn place(kind: KeyKind) -> Place {
 }
 
 /// Meter `n` with a KEK, which is sent to.
-fn rotating(n: u64) -> NewMeter {
+pub(super) fn rotating(n: u64) -> NewMeter {
     let policy = MeterPolicy { client_title: Some(CLIENT), ..MeterPolicy::default() };
     let mut meter = NewMeter { policy: Some(policy), ..meter(n) };
     meter.keys.push(key(KeyKind::Kek, value(n, KEK)));

@@ -5461,6 +5461,29 @@ pub struct SignedRoleRecord {
     #[prost(bytes = "bytes", tag = "2")]
     pub signature: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HandEvidenceRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// At most 64.
+    #[prost(message, repeated, tag = "2")]
+    pub messages: ::prost::alloc::vec::Vec<MetersMessage>,
+}
+/// A ciphered APDU, and the meter that it came from.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MetersMessage {
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// At most 2,048 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub apdu: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandEvidenceResponse {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListFloorsRequest {
     #[prost(message, optional, tag = "1")]
@@ -5888,6 +5911,32 @@ pub mod replication_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Replication", "ReportDivergence"));
             self.inner.unary(req, path, codec).await
         }
+        /// What meters have sent to a site that follows and that shows which keys they have, for the site that writes: it opens
+        /// each message itself, and believes nothing else of it. Who answers that it does not write has taken none.
+        pub async fn hand_evidence(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HandEvidenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HandEvidenceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/HandEvidence",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "HandEvidence"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The site's signed head table, and the newest one of the asker that it has seen: each is the other's witness.
         pub async fn show_head_tables(
             &mut self,
@@ -6043,6 +6092,15 @@ pub mod replication_server {
             request: tonic::Request<super::ReportDivergenceRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReportDivergenceResponse>,
+            tonic::Status,
+        >;
+        /// What meters have sent to a site that follows and that shows which keys they have, for the site that writes: it opens
+        /// each message itself, and believes nothing else of it. Who answers that it does not write has taken none.
+        async fn hand_evidence(
+            &self,
+            request: tonic::Request<super::HandEvidenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HandEvidenceResponse>,
             tonic::Status,
         >;
         /// The site's signed head table, and the newest one of the asker that it has seen: each is the other's witness.
@@ -6491,6 +6549,51 @@ pub mod replication_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportDivergenceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Replication/HandEvidence" => {
+                    #[allow(non_camel_case_types)]
+                    struct HandEvidenceSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::UnaryService<super::HandEvidenceRequest>
+                    for HandEvidenceSvc<T> {
+                        type Response = super::HandEvidenceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HandEvidenceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::hand_evidence(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HandEvidenceSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -123,6 +123,7 @@ impl Verb {
             | Self::ListRoleRecords
             | Self::ListFloors
             | Self::ReportDivergence
+            | Self::HandEvidence
             | Self::ShowHeadTables => &[Peer, Replica],
             Self::Protect => &[Node],
             Self::ProveBlocks | Self::ExchangeMarks | Self::FetchAuditEvents => &[Peer],
