@@ -3,7 +3,6 @@
 use kms_core::enrolment::{Fingerprint, bundle::SignedEnrolment, request::SignedRequest};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
 use crate::apdu::{Apdu, Checked, Opened};
@@ -18,7 +17,8 @@ use crate::divergence::{
 };
 use crate::flow::Results;
 use crate::hls::{
-    self, HlsAction, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsGiven, HlsVerified,
+    self, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsChallenge, HlsGiven, HlsVerified,
+    HlsVersions,
 };
 use crate::meters::Meters;
 use crate::names::MeterName;
@@ -156,19 +156,20 @@ impl KmsClient {
     pub async fn answer_hls_challenge(
         &self,
         association: &HlsAssociation,
-        challenge: Bytes,
-        action: Option<HlsAction>,
+        asked: HlsChallenge,
     ) -> Result<HlsAnswered, CallError> {
-        hls::answer(&self.transport, association, challenge, action).await
+        hls::answer(&self.transport, association, asked).await
     }
 
-    /// Verifies the meter's answer to our challenge. The association ends with it.
+    /// Verifies the meter's answer to our challenge, under this pair or else under each live one. The association ends with
+    /// it.
     pub async fn verify_hls_answer(
         &self,
         association: &HlsAssociation,
         given: HlsGiven,
+        versions: Option<HlsVersions>,
     ) -> Result<HlsVerified, CallError> {
-        hls::verify(&self.transport, association, given).await
+        hls::verify(&self.transport, association, given, versions).await
     }
 
     /// Opens whatever `apdus` yields, for as long as it does, in order. The cheapest way to open

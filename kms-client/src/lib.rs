@@ -120,7 +120,10 @@ pub use divergence::{
 };
 pub use dlms::SystemTitle;
 pub use flow::Results;
-pub use hls::{HlsAction, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsGiven, HlsVerified};
+pub use hls::{
+    HlsAction, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsChallenge, HlsGiven,
+    HlsVerified, HlsVersions,
+};
 pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};
 pub use kms_core::counters::refusal::Refusal as TransmitRefusal;
 pub use meter::{

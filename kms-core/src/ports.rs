@@ -113,6 +113,40 @@ pub trait EvidenceSink: Send + Sync + 'static {
     fn shown(&self, title: &SystemTitle, shown: &Shown, apdu: &[u8]);
 }
 
+/// A message of a meter that shows which keys it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetersMessage {
+    /// The meter.
+    pub title: SystemTitle,
+    /// The ciphered APDU.
+    pub apdu: Box<[u8]>,
+}
+
+impl MetersMessage {
+    /// The most that are handed over at once.
+    pub const AT_ONCE: usize = 64;
+    /// The longest one that is. A meter that has only longer ones is heard by the site that writes.
+    pub const LEN_MAX: usize = 2_048;
+}
+
+/// Brings what meters have shown here to the site that writes.
+#[async_trait]
+pub trait EvidenceCourier: Send + Sync + 'static {
+    /// Whether that site has taken these: it opens them itself.
+    async fn hand(&self, messages: Vec<MetersMessage>) -> bool;
+}
+
+/// There is no other site.
+#[derive(Clone, Copy, Debug)]
+pub struct NoCourier;
+
+#[async_trait]
+impl EvidenceCourier for NoCourier {
+    async fn hand(&self, _: Vec<MetersMessage>) -> bool {
+        false
+    }
+}
+
 /// Nobody hears it.
 #[derive(Clone, Copy, Debug)]
 pub struct NoEvidence;

@@ -84,6 +84,7 @@ fn row(method: Method) -> Row {
         | Method::ReplicationFollowChanges
         | Method::ReplicationListFloors
         | Method::ReplicationReportDivergence
+        | Method::ReplicationHandEvidence
         | Method::ReplicationShowHeadTables
         | Method::ReplicationListRoleRecords => (&[Peer, Replica], SINGLE_SITE),
         // A replica asks nobody to prove anything, nobody remembers counters for it, and it copies no audit log.
@@ -126,6 +127,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationListFloors
         | Method::ReplicationListRoleRecords
         | Method::ReplicationReportDivergence
+        | Method::ReplicationHandEvidence
         | Method::ReplicationShowHeadTables
         | Method::ReplicationFetchAuditEvents
         | Method::AuditFollowEvents

@@ -418,11 +418,14 @@ fn parts(
 ) -> rpc::Parts {
     let token = site.hsm.clone();
     rpc::Parts {
-        ciphering: Arc::new(Ciphering::new(
-            site.keyring.reader.clone(),
-            site.hsm.apdus(),
-            Arc::clone(site.ciphering.floors()),
-        )),
+        ciphering: Arc::new(
+            Ciphering::new(
+                site.keyring.reader.clone(),
+                site.hsm.apdus(),
+                Arc::clone(site.ciphering.floors()),
+            )
+            .with_evidence(site.evidence.clone()),
+        ),
         associations: Arc::new(site.associations(Arc::clone(&transmitting), Arc::default())),
         transmitting,
         lifecycle,

@@ -110,6 +110,12 @@ pub(super) fn received(n: u64, apdu: &[u8], (guek, gak): (&[u8], &[u8])) -> (Vec
     (key, wrapped)
 }
 
+/// An HLS answer under what is staged, which tells whether the meter holds it.
+fn probe(n: u64) -> Plain<'static> {
+    let apdu = b"\xC3\x01\xC1\x00\x0F\x00\x00\x28\x00\x00\xFF\x01\x01\x09\x08f(StoC)!";
+    Plain { apdu, purpose: Purpose::Hls, versions: (2, 1), ..super::transmitting::plain(n) }
+}
+
 /// What the meter has shown since is in its record when this returns.
 pub(super) async fn evidence(site: &Site) -> usize {
     let shown = site.evidence.take(1000);
@@ -219,11 +225,7 @@ fn what_is_not_evidence_proves_nothing() {
         let on = (&site.lifecycle, &sending);
         let (_, apdu) = transfer(on, 1, KeyKind::Guek, None).await.unwrap();
         let (new, _) = received(1, &apdu, (&value(1, GUEK), &value(1, GAK)));
-        let named = Plain {
-            purpose: Purpose::KeyTransfer,
-            versions: (2, 1),
-            ..super::transmitting::plain(1)
-        };
+        let named = probe(1);
         // Our own message under the new key, thrown back.
         let (probe, apdu) = send(&sending, named).await;
         assert_eq!((probe.verdict, probe.encryption_key_version), (Verdict::Ok, 2));
@@ -236,7 +238,7 @@ fn what_is_not_evidence_proves_nothing() {
         *forged.last_mut().unwrap() ^= 1;
         assert_eq!(site.verdict(&forged).await, Verdict::MicFailure);
         assert_eq!(evidence(&site).await, 0);
-        // A probe is no traffic: what is staged protects nothing else.
+        // What is staged protects no traffic.
         let traffic = Plain { purpose: Purpose::Traffic, ..named };
         assert_eq!(send(&sending, traffic).await.0.verdict, Verdict::NoUsableKey);
     });
@@ -348,11 +350,6 @@ fn the_line_of_a_new_key_begins_where_the_meters_profile_lets_it() {
         for n in [1, 2, 3] {
             stage(&site.lifecycle, n, KeyKind::Guek).await;
         }
-        let probe = |n| Plain {
-            purpose: Purpose::KeyTransfer,
-            versions: (2, 1),
-            ..super::transmitting::plain(n)
-        };
         let epoch = |counter: u32| counter >> 24;
         let anew = send(&sending, probe(1)).await.0.invocation_counter;
         assert_eq!(epoch(anew), 0, "it resets: as low as the parity allows");

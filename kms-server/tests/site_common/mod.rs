@@ -369,7 +369,10 @@ impl Site {
         let (reader, floors) = (self.keyring.reader.clone(), Arc::clone(self.ciphering.floors()));
         let below = associations::Below {
             transmitting,
-            ciphering: Arc::new(Ciphering::new(reader, self.hsm.apdus(), floors)),
+            ciphering: Arc::new(
+                Ciphering::new(reader, self.hsm.apdus(), floors)
+                    .with_evidence(self.evidence.clone()),
+            ),
             clock: Arc::clone(&self.clock),
             randomness: Arc::new(OperatingSystem),
             profiles,

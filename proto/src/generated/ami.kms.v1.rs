@@ -1252,7 +1252,7 @@ pub struct Protecting {
     #[prost(enumeration = "CounterPurpose", tag = "7")]
     pub purpose: i32,
     /// The version of the key that protects it, where the meter is presumed to hold another one than the preferred; 0: the
-    /// preferred one. An active one serves all purposes, one that is staged or compromised key transfer alone.
+    /// preferred one. An active one serves all purposes, one that is staged or compromised key transfer and HLS alone.
     #[prost(uint32, tag = "8")]
     pub encryption_key_version: u32,
     #[prost(uint32, tag = "9")]
@@ -1319,6 +1319,12 @@ pub struct BeginHlsRequest {
     /// Security suite of mechanism 5, 0 to 2. Absent: by the key's length, 0 or 2.
     #[prost(uint32, optional, tag = "7")]
     pub security_suite: ::core::option::Option<u32>,
+    /// The versions of GUEK and GAK that the meter is presumed to hold: staged, active or compromised; 0: the preferred ones.
+    /// Name both or none. They make the answer of mechanism 5, and protect the APDU around any answer.
+    #[prost(uint32, tag = "8")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "9")]
+    pub authentication_key_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BeginHlsResponse {
@@ -1370,6 +1376,11 @@ pub struct AnswerHlsChallengeRequest {
     /// The answer is wanted as the ciphered APDU that carries it. Absent: bare, for an association without ciphering.
     #[prost(message, optional, tag = "4")]
     pub action: ::core::option::Option<HlsAction>,
+    /// Other versions than those of BeginHls, both or none; 0: those.
+    #[prost(uint32, tag = "5")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "6")]
+    pub authentication_key_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AnswerHlsChallengeResponse {
@@ -1413,6 +1424,12 @@ pub struct VerifyHlsAnswerRequest {
     /// The ciphered APDU that carries it, as it came: not opened before.
     #[prost(bytes = "bytes", tag = "3")]
     pub apdu: ::prost::bytes::Bytes,
+    /// The one pair that it is to verify under: the answer of mechanism 5, or else the APDU around it. Name both or none. 0: all
+    /// live pairs are tried, at most sixteen.
+    #[prost(uint32, tag = "4")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "5")]
+    pub authentication_key_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VerifyHlsAnswerResponse {
@@ -1788,15 +1805,17 @@ impl ApduProtection {
         }
     }
 }
-/// What a counter is for. The last 256 of a line are kept for key transfer, so that a key can always be replaced.
+/// What a counter is for. The last 256 of a line are kept for key transfer, so that a key can always be replaced. The message is
+/// held against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum CounterPurpose {
     /// Traffic.
     Unspecified = 0,
     Traffic = 1,
+    /// Of Rotation/NextTransfer, which builds the message itself: refused of any other call.
     KeyTransfer = 2,
-    /// HLS authentication: also under a key that is compromised, until its successor is proved.
+    /// HLS authentication (class 15, method 1): also under a key that is staged, or compromised until its successor is proved.
     Hls = 3,
 }
 impl CounterPurpose {
@@ -1848,6 +1867,8 @@ pub enum TransmitRefusal {
     NoClientTitle = 9,
     /// What is stored of the counters was changed outside the service.
     CountersDamaged = 10,
+    /// The message is not what it is said to be for.
+    PurposeMismatch = 11,
 }
 impl TransmitRefusal {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1867,6 +1888,7 @@ impl TransmitRefusal {
             Self::RekeyFirst => "TRANSMIT_REFUSAL_REKEY_FIRST",
             Self::NoClientTitle => "TRANSMIT_REFUSAL_NO_CLIENT_TITLE",
             Self::CountersDamaged => "TRANSMIT_REFUSAL_COUNTERS_DAMAGED",
+            Self::PurposeMismatch => "TRANSMIT_REFUSAL_PURPOSE_MISMATCH",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1883,6 +1905,7 @@ impl TransmitRefusal {
             "TRANSMIT_REFUSAL_REKEY_FIRST" => Some(Self::RekeyFirst),
             "TRANSMIT_REFUSAL_NO_CLIENT_TITLE" => Some(Self::NoClientTitle),
             "TRANSMIT_REFUSAL_COUNTERS_DAMAGED" => Some(Self::CountersDamaged),
+            "TRANSMIT_REFUSAL_PURPOSE_MISMATCH" => Some(Self::PurposeMismatch),
             _ => None,
         }
     }
@@ -5438,6 +5461,29 @@ pub struct SignedRoleRecord {
     #[prost(bytes = "bytes", tag = "2")]
     pub signature: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HandEvidenceRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// At most 64.
+    #[prost(message, repeated, tag = "2")]
+    pub messages: ::prost::alloc::vec::Vec<MetersMessage>,
+}
+/// A ciphered APDU, and the meter that it came from.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MetersMessage {
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// At most 2,048 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub apdu: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandEvidenceResponse {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListFloorsRequest {
     #[prost(message, optional, tag = "1")]
@@ -5865,6 +5911,32 @@ pub mod replication_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Replication", "ReportDivergence"));
             self.inner.unary(req, path, codec).await
         }
+        /// What meters have sent to a site that follows and that shows which keys they have, for the site that writes: it opens
+        /// each message itself, and believes nothing else of it. Who answers that it does not write has taken none.
+        pub async fn hand_evidence(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HandEvidenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HandEvidenceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/HandEvidence",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "HandEvidence"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The site's signed head table, and the newest one of the asker that it has seen: each is the other's witness.
         pub async fn show_head_tables(
             &mut self,
@@ -6020,6 +6092,15 @@ pub mod replication_server {
             request: tonic::Request<super::ReportDivergenceRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReportDivergenceResponse>,
+            tonic::Status,
+        >;
+        /// What meters have sent to a site that follows and that shows which keys they have, for the site that writes: it opens
+        /// each message itself, and believes nothing else of it. Who answers that it does not write has taken none.
+        async fn hand_evidence(
+            &self,
+            request: tonic::Request<super::HandEvidenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HandEvidenceResponse>,
             tonic::Status,
         >;
         /// The site's signed head table, and the newest one of the asker that it has seen: each is the other's witness.
@@ -6468,6 +6549,51 @@ pub mod replication_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportDivergenceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Replication/HandEvidence" => {
+                    #[allow(non_camel_case_types)]
+                    struct HandEvidenceSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::UnaryService<super::HandEvidenceRequest>
+                    for HandEvidenceSvc<T> {
+                        type Response = super::HandEvidenceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HandEvidenceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::hand_evidence(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HandEvidenceSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -10,6 +10,7 @@ use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
 use crate::format_arg::{Format, format_of};
+use crate::hls::HlsCommand;
 use crate::item_args::Items;
 use crate::key_args::KeyCommand;
 use crate::seal_args::Seal;
@@ -98,6 +99,12 @@ pub(crate) enum Command {
     /// Protect one APDU for a meter
     #[command(after_help = EXIT_CODES)]
     Encrypt(Encrypt),
+    /// Authenticate an association with a meter (HLS), step by step: the three go to one server, within two minutes
+    #[command(after_help = EXIT_CODES)]
+    Hls {
+        #[command(subcommand)]
+        command: HlsCommand,
+    },
     /// Rotate one meter's keys: stage, send, confirm, and what else becomes of a key
     #[command(after_help = EXIT_CODES)]
     Key {

@@ -19,6 +19,7 @@ mod failure;
 mod format_arg;
 mod hex_digits;
 mod hints;
+mod hls;
 mod import;
 mod item_args;
 mod items;
@@ -112,6 +113,7 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
         Command::Verify(what) => open::verify(&client, what, json).await,
         Command::Triage(what) => triage::run(&client, what, json).await,
         Command::Encrypt(what) => encrypt::encrypt(&client, what, json).await,
+        Command::Hls { command } => hls::run(&client, command, json).await,
         Command::Key { command } => key::run(&client, command, json).await,
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,

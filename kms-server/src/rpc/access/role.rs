@@ -133,6 +133,7 @@ impl Verb {
             | Self::ListRoleRecords
             | Self::ListFloors
             | Self::ReportDivergence
+            | Self::HandEvidence
             | Self::ShowHeadTables => &[Peer, Replica],
             Self::Protect => &[Node],
             Self::ProveBlocks | Self::ExchangeMarks | Self::FetchAuditEvents => &[Peer],

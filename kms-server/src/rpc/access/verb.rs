@@ -155,6 +155,8 @@ verbs! {
     ListFloors = ReplicationListFloors;
     /// Tell what one site wrote alone.
     ReportDivergence = ReplicationReportDivergence;
+    /// Hand over what meters have shown.
+    HandEvidence = ReplicationHandEvidence;
     /// Show signed head tables.
     ShowHeadTables = ReplicationShowHeadTables;
     /// Copies of the site's audit chains.

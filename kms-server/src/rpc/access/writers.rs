@@ -81,6 +81,7 @@ impl Verb {
             | Self::ListRoleRecords
             | Self::ListFloors
             | Self::ReportDivergence
+            | Self::HandEvidence
             | Self::ShowHeadTables
             | Self::FetchAuditEvents
             | Self::GetStatus

@@ -65,8 +65,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::GetReadiness
         | Verb::GetBlockSecretRotation
         | Verb::PlanPromotion => About::default(),
-        // Read by `import_call`, which knows how far; the others are never for two people, see
-        // `Verb::may_need_two_people`.
+        // Read by `import_call`, which knows how far; the others are never for two people (`may_need_two_people`).
         Verb::Decrypt
         | Verb::DecryptBatch
         | Verb::DecryptStream
@@ -88,6 +87,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::ExchangeMarks
         | Verb::ListFloors
         | Verb::ReportDivergence
+        | Verb::HandEvidence
         | Verb::ShowHeadTables
         | Verb::FetchAuditEvents
         | Verb::FollowEvents

@@ -57,7 +57,7 @@ pub(super) fn of_parts(
     let replication = ReplicationService {
         parts: parts.replication.as_ref().map(|replicating| replicating.parts.clone()),
         sites: sites(config, parts),
-        floors: Arc::clone(parts.ciphering.floors()),
+        ciphering: Arc::clone(&parts.ciphering),
         lifecycle: Arc::clone(&parts.lifecycle),
         budget: budget.clone(),
         message_bytes_max,
