@@ -113,6 +113,7 @@ pub(super) async fn work(
         Work::PutPeer(step) => sites::put_peer(connection, step).await,
         Work::PutApproval(step) => approvals::put(connection, step).await,
         Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,
+        Work::PutSiteKeks(step) => keks::put(connection, step).await,
     }
 }
 
