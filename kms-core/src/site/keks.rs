@@ -33,8 +33,8 @@ crate::numbered! {
         Moved = 3 "MOVED",
         /// The database takes no further seal under the former one.
         Closed = 4 "CLOSED",
-        /// Every secret has opened under it once more, and nothing is sealed under the former one: that opens old backups,
-        /// and is used for nothing else.
+        /// Every secret has opened under it once more, and nothing is sealed under the former one. That opens old backups, and
+        /// nothing is sealed under it any more.
         Retired = 5 "RETIRED",
         /// The former one is to be destroyed: people said so.
         Destroying = 6 "DESTROYING",
@@ -259,7 +259,11 @@ impl SiteKeks {
 
     /// The KEK that a server seals with, and the one that it opens seals of besides.
     pub fn in_use(&self) -> (&Kek, Option<&Kek>) {
-        let both = matches!(self.stage, KekStage::Made | KekStage::Moved | KekStage::Closed);
+        // Until it is destroyed: who has read a seal under the former one just before it went, opens it.
+        let both = matches!(
+            self.stage,
+            KekStage::Made | KekStage::Moved | KekStage::Closed | KekStage::Retired
+        );
         (&self.current, both.then_some(&self.other))
     }
 

@@ -91,7 +91,7 @@ fn the_former_kek_is_neither_left_nor_retired_while_one_secret_is_not_proved_und
 }
 
 #[test]
-fn a_server_has_both_keks_from_the_making_of_the_new_one_until_nothing_is_under_the_former() {
+fn a_server_has_both_keks_from_the_making_of_the_new_one_until_the_former_is_destroyed() {
     let in_use: Vec<(u8, Option<u8>)> = rows()
         .iter()
         .map(|row| {
@@ -99,7 +99,8 @@ fn a_server_has_both_keks_from_the_making_of_the_new_one_until_nothing_is_under_
             (current.id[0], further.map(|kek| kek.id[0]))
         })
         .collect();
-    let both = [(1, None), (1, Some(2)), (2, Some(1)), (2, Some(1)), (2, None), (2, None), (2, None)];
+    let both =
+        [(1, None), (1, Some(2)), (2, Some(1)), (2, Some(1)), (2, Some(1)), (2, None), (2, None)];
     assert_eq!(in_use, both);
     for row in rows() {
         let ids = row.twins().map(|(new, former)| (new.id[0], former.id[0]));

@@ -5,14 +5,18 @@ use std::sync::{
     atomic::{AtomicU64, Ordering},
 };
 
-use super::keys::{Keys, fill};
-use crate::hsm::{CeremonyKey, Device, OaepHash, TokenError, TokenStatus};
+use super::keys::{Kek, Keys, fill, random};
+use crate::hsm::{CeremonyKey, Device, OaepHash, TokenError, TokenStatus, site_keks::unknown};
+use kms_core::site::keks::KekId;
 
 /// A token whose keys lie in the memory of this process: for tests only.
 pub struct MemoryToken {
     pub(super) keys: Keys,
     pub(super) oaep_hash: OaepHash,
-    site_kek_id: [u8; 16],
+    /// Site KEKs by their names: they seal block secrets.
+    site_keks: Mutex<Vec<(KekId, Kek)>>,
+    /// Those in use, by name: seals are made under the first one.
+    in_use: Mutex<Vec<KekId>>,
     calls: AtomicU64,
     /// Ceremony keys that its security officer trusts.
     trusted: Mutex<Vec<CeremonyKey>>,
@@ -28,7 +32,8 @@ impl MemoryToken {
         Ok(Self {
             keys: Keys::make()?,
             oaep_hash: OaepHash::Sha256,
-            site_kek_id,
+            site_keks: Mutex::new(vec![(site_kek_id, random()?)]),
+            in_use: Mutex::new(vec![site_kek_id]),
             calls: AtomicU64::new(0),
             trusted: Mutex::default(),
             away: Mutex::new(None),
@@ -52,6 +57,25 @@ impl MemoryToken {
     /// From now on calls are answered again.
     pub fn come_back(&self) {
         *self.away() = None;
+    }
+
+    pub(super) fn site_keks(&self) -> MutexGuard<'_, Vec<(KekId, Kek)>> {
+        self.site_keks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn in_use(&self) -> MutexGuard<'_, Vec<KekId>> {
+        self.in_use.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The site KEK of this name, if it is in use and the token is there.
+    pub(super) fn used(&self, id: &KekId) -> Result<Kek, TokenError> {
+        self.call()?;
+        if !self.in_use().contains(id) {
+            return Err(unknown(id));
+        }
+        let keks = self.site_keks();
+        let found = keks.iter().find(|(known, _)| known == id);
+        found.map(|(_, kek)| kek.clone()).ok_or_else(|| unknown(id))
     }
 
     fn away(&self) -> MutexGuard<'_, Option<String>> {
@@ -81,7 +105,7 @@ impl Device for MemoryToken {
         TokenStatus {
             label: "memory".to_owned(),
             model: "memory of a process".to_owned(),
-            site_kek_id: self.site_kek_id,
+            site_kek_id: self.in_use().first().copied().unwrap_or_default(),
             connection_epoch: 1,
             calls: self.calls.load(Ordering::Relaxed),
             fault: self.away().clone(),

@@ -10,7 +10,7 @@ use super::{
     columns::{classify, number, position, signed},
     counters,
     failure::WriteError,
-    index, role,
+    index, keks, role,
     rows::{INSERT_HEADS, UPDATE_HEADS, add_seals, check_counts, notify, put_heads, put_records},
     sites, whole,
 };

@@ -84,7 +84,8 @@ pub(super) async fn put_heads(
     Ok(())
 }
 
-/// Seals are few: they come with a new block or a new secret version.
+/// Seals are few: they come with a new block or a new secret version. One under a former site KEK is none: whoever made it
+/// learns of the new one, and decides anew.
 pub(super) async fn add_seals(
     connection: &mut SqliteConnection,
     seals: impl Iterator<Item = (BlockNo, &[SealedSecret])>,
@@ -102,6 +103,11 @@ pub(super) async fn add_seals(
                 .await?;
             if done.rows_affected() != 1 {
                 return Err(StoreError::Rule { block, rule: rules::SEAL_ONCE }.into());
+            }
+            let closed = sqlx::query("SELECT 1 FROM closed_keks WHERE kek_id = ?");
+            let closed = closed.bind(&seal.kek_id[..]).fetch_optional(&mut *connection).await?;
+            if closed.is_some() {
+                return Err(StoreError::Conflict(block).into());
             }
         }
     }

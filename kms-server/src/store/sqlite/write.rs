@@ -9,7 +9,7 @@ use super::{
     columns::{number, signed},
     counters,
     failure::WriteError,
-    index,
+    index, keks,
     pieces::pieces,
     role,
     rows::{add_seals, check_counts, put_heads, put_records},

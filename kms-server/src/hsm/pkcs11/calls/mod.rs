@@ -2,6 +2,7 @@
 //! sealed file, signatures.
 
 mod block_seals;
+mod site_keks;
 pub(super) mod enrolling;
 pub(super) mod gcm;
 mod making;
