@@ -24,8 +24,9 @@ use crate::{
         pkcs11::{Canaries, Pkcs11Token, own_canaries},
     },
     keyring::{
-        Below, Keyring, SiteRole, take_up,
+        Below, Keyring, SiteRole,
         founding::{Made, make_blocks},
+        take_up,
     },
     store::{Founding, ReadStore, StoreError, whole::WholeStore},
 };

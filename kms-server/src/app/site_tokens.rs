@@ -17,9 +17,8 @@ const NOT_OURS: &str = "the table `site_tokens` of the database has no list that
 /// The proofs of the KEKs of all tokens that the database names. Which of them is this server's is for the token to say.
 /// A site KEK that has taken the place of another one comes before that.
 pub(super) fn canaries_in(Known { domain, lists, keks }: &Known) -> Result<Vec<Canaries>, Fault> {
-    let decoded = |bytes: &[u8]| {
-        Canaries::decode(bytes).map_err(|error| Fault::Store(error.into()))
-    };
+    let decoded =
+        |bytes: &[u8]| Canaries::decode(bytes).map_err(|error| Fault::Store(error.into()));
     let mut all = Vec::new();
     for row in keks {
         all.push(decoded(&row.keks.current.proof)?);

@@ -312,9 +312,7 @@ mod tests {
     };
 
     use super::{
-        super::{
-            BlockSeals, Device, Enrols, ImportsKeys, MakesKeys, SealedKeys, Signs, SiteKeks,
-        },
+        super::{BlockSeals, Device, Enrols, ImportsKeys, MakesKeys, SealedKeys, Signs, SiteKeks},
         *,
     };
 

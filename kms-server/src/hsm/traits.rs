@@ -109,8 +109,5 @@ pub trait Enrols: Send + Sync + 'static {
 }
 
 /// All that a token is to this service.
-pub trait Token:
-    SiteKeks + SealedKeys + ImportsKeys + MakesKeys + Signs + Enrols
-{
-}
+pub trait Token: SiteKeks + SealedKeys + ImportsKeys + MakesKeys + Signs + Enrols {}
 impl<T: SiteKeks + SealedKeys + ImportsKeys + MakesKeys + Signs + Enrols> Token for T {}

@@ -327,8 +327,7 @@ impl Opener {
             let out = &mut out.bytes_mut()[..SUBKEYS_LEN];
             binding.derive_subkeys(&secret, out);
             let keys = BlockKeys::new(*domain, out);
-            if asked == ANSWERS_MAX || keys.is_some_and(|keys| keys.head_is_authentic(head))
-            {
+            if asked == ANSWERS_MAX || keys.is_some_and(|keys| keys.head_is_authentic(head)) {
                 return Ok(secret);
             }
         }

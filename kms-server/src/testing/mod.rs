@@ -14,6 +14,7 @@ mod forks;
 mod forwarding;
 mod hls;
 mod home;
+mod keks;
 mod keyring;
 mod lifecycle;
 mod lying;

@@ -109,7 +109,8 @@ fn a_server_has_both_keks_from_the_making_of_the_new_one_until_the_former_is_des
 }
 
 #[test]
-fn a_process_that_comes_after_the_maker_takes_another_name_and_the_first_one_is_destroyed_at_the_end() {
+fn a_process_that_comes_after_the_maker_takes_another_name_and_the_first_one_is_destroyed_at_the_end()
+ {
     let asked = SiteKeks::ask(None, wish(1, 2), 10).unwrap();
     let late = 10 + SiteKeks::MAKER_PATIENCE_MS;
     assert_eq!(asked.work(&ME, late), KekWork::Make);
@@ -127,10 +128,16 @@ fn a_process_that_comes_after_the_maker_takes_another_name_and_the_first_one_is_
     let row = row.destroying(15).unwrap().destroyed(16).unwrap();
     assert_eq!(row.left, Vec::<KekId>::new());
     let mut row = SiteKeks::ask(None, wish(1, 2), 10).unwrap();
-    for n in 0..SiteKeks::LEFT_MAX as u8 {
+    row.left = vec![[0; 16]; SiteKeks::LEFT_MAX - 1];
+    // However often makers are killed, it goes on, and no KEK that was in use is forgotten.
+    for n in 0..100 {
         row = row.taken_over([8; 16], [n + 3; 16], 11).unwrap();
+        assert_eq!(row.left[..SiteKeks::LEFT_MAX - 1], [[0; 16]; SiteKeks::LEFT_MAX - 1]);
+        assert_eq!(row.left.len(), SiteKeks::LEFT_MAX);
+        assert_eq!(SiteKeks::decode(&row.message()), Ok(row.clone()));
     }
-    assert_eq!(row.taken_over([8; 16], [99; 16], 11), Err(NoStep::TooMany));
+    let retired = SiteKeks { stage: KekStage::Retired, ..row };
+    assert_eq!(SiteKeks::ask(Some(&retired), wish(1, 2), 10), Err(NoStep::TooMany));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The token itself: its keys, and whether it is there.
 
 use std::sync::{
-    Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -11,10 +11,10 @@ use kms_core::site::keks::KekId;
 
 /// A token whose keys lie in the memory of this process: for tests only.
 pub struct MemoryToken {
-    pub(super) keys: Keys,
+    pub(super) keys: Arc<Keys>,
     pub(super) oaep_hash: OaepHash,
     /// Site KEKs by their names: they seal block secrets.
-    site_keks: Mutex<Vec<(KekId, Kek)>>,
+    site_keks: Arc<Mutex<Vec<(KekId, Kek)>>>,
     /// Those in use, by name: seals are made under the first one.
     in_use: Mutex<Vec<KekId>>,
     calls: AtomicU64,
@@ -30,14 +30,29 @@ impl MemoryToken {
         let mut site_kek_id = [0; 16];
         fill(&mut site_kek_id)?;
         Ok(Self {
-            keys: Keys::make()?,
+            keys: Arc::new(Keys::make()?),
             oaep_hash: OaepHash::Sha256,
-            site_keks: Mutex::new(vec![(site_kek_id, random()?)]),
+            site_keks: Arc::new(Mutex::new(vec![(site_kek_id, random()?)])),
             in_use: Mutex::new(vec![site_kek_id]),
             calls: AtomicU64::new(0),
             trusted: Mutex::default(),
             away: Mutex::new(None),
         })
+    }
+
+    /// The same token, as another server connects to it: with the site KEK that it was made with, until it is told of another
+    /// one.
+    #[must_use]
+    pub fn again(&self, founded_with: KekId) -> Self {
+        Self {
+            keys: Arc::clone(&self.keys),
+            oaep_hash: self.oaep_hash,
+            site_keks: Arc::clone(&self.site_keks),
+            in_use: Mutex::new(vec![founded_with]),
+            calls: AtomicU64::new(0),
+            trusted: Mutex::new(self.trusted().clone()),
+            away: Mutex::default(),
+        }
     }
 
     /// As the security officer does: from now on the sealed KEKs are wrapped to this key.

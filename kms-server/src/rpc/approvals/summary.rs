@@ -9,9 +9,9 @@ use crate::rpc::access::verb::Verb;
 use kms_core::{enrolment::request::SignedRequest, wire::sealed::HEADER_BYTES_MAX};
 use kms_proto::v1::{
     AdmitEpochRequest, BuryDamagedMeterRequest, ClientTitle, CreateMeterRequest, Decision,
-    DeclareCounterRequest, DeleteMeterRequest, DemoteRequest, EnrolPeerRequest,
-    ForgetRevocationListRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind,
-    ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, Parting,
+    DeclareCounterRequest, DeleteMeterRequest, DemoteRequest, DestroySiteKekRequest,
+    EnrolPeerRequest, ForgetRevocationListRequest, GetMeterRequest, ImportLine, ImportRules,
+    KeyKind, ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, Parting,
     PromoteRequest, ProtectionLevel, ReadmitMeterRequest, ResolveDivergenceRequest, SealedContents,
     SealedHeader, SealedHeaderBody, SetPolicyRequest, TriageRequest, VerifyChainRequest,
 };
@@ -50,10 +50,13 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         Verb::AdmitEpoch => read(message, admitted),
         Verb::ForgetRevocationList => read(message, forgotten),
         Verb::RotateBlockSecrets => line("rotate the secrets of all blocks".to_owned()),
+        Verb::RotateSiteKek => line("make a new site KEK and use it".to_owned()),
+        Verb::DestroySiteKek => read(message, kek_destroyed),
         Verb::GetImportKey
         | Verb::GetStatus
         | Verb::GetReadiness
         | Verb::GetBlockSecretRotation
+        | Verb::GetSiteKekRotation
         | Verb::PlanPromotion => About::default(),
         // Read by `import_call`, which knows how far; the others are never for two people, see
         // `Verb::may_need_two_people`.
@@ -133,6 +136,13 @@ fn forgotten(request: ForgetRevocationListRequest) -> About {
     line(format!(
         "forget that revocation list {number} was used: lists from number {from} on count again, whatever newer ones \
          revoked; authority {authority}"
+    ))
+}
+
+fn kek_destroyed(DestroySiteKekRequest { kek_id }: DestroySiteKekRequest) -> About {
+    let id = hex::encode(kek_id);
+    line(format!(
+        "destroy former site KEK {id}: backups from before its rotation open with nothing else"
     ))
 }
 

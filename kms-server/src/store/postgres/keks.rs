@@ -110,7 +110,8 @@ impl KekStore for PostgresStore {
 
 fn pair(row: &PgRow, twins: Twins) -> Result<Pair, StoreError> {
     let (block, secret_version) = (BlockNo(number(row, 0)?), number(row, 1)?);
-    let seal = |kek_id, sealed: &[u8]| SealedSecret { secret_version, kek_id, sealed: sealed.into() };
+    let seal =
+        |kek_id, sealed: &[u8]| SealedSecret { secret_version, kek_id, sealed: sealed.into() };
     let twin: Option<&[u8]> = row.try_get(3).map_err(classify)?;
     Ok(Pair {
         block,

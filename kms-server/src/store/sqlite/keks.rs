@@ -95,7 +95,8 @@ impl KekStore for SqliteStore {
 
 fn pair(row: &SqliteRow, twins: Twins) -> Result<Pair, StoreError> {
     let (block, secret_version) = (BlockNo(number(row, 0)?), number(row, 1)?);
-    let seal = |kek_id, sealed: &[u8]| SealedSecret { secret_version, kek_id, sealed: sealed.into() };
+    let seal =
+        |kek_id, sealed: &[u8]| SealedSecret { secret_version, kek_id, sealed: sealed.into() };
     let twin: Option<&[u8]> = row.try_get(3).map_err(classify)?;
     Ok(Pair {
         block,
@@ -126,8 +127,12 @@ pub(super) async fn put(
 ) -> Result<(), WriteError> {
     let KekStep { expected, now: SignedSiteKeks { keks, signature }, seals } = step;
     let statement = match expected {
-        None => "INSERT INTO site_keks (token, body, signature) VALUES (?, ?, ?) ON CONFLICT DO NOTHING",
-        Some(_) => "UPDATE site_keks SET body = ?2, signature = ?3 WHERE token = ?1 AND signature = ?4",
+        None => {
+            "INSERT INTO site_keks (token, body, signature) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        }
+        Some(_) => {
+            "UPDATE site_keks SET body = ?2, signature = ?3 WHERE token = ?1 AND signature = ?4"
+        }
     };
     let query = sqlx::query(statement).bind(&keks.signing[..]).bind(keks.message());
     let query = query.bind(&signature[..]);
@@ -148,7 +153,9 @@ pub(super) async fn put(
         return Err(StoreError::Conflict(BlockNo(0)).into());
     }
     let statement = match seals {
-        SealsThen::Closed(_) => "INSERT INTO closed_keks (kek_id) VALUES (?) ON CONFLICT DO NOTHING",
+        SealsThen::Closed(_) => {
+            "INSERT INTO closed_keks (kek_id) VALUES (?) ON CONFLICT DO NOTHING"
+        }
         SealsThen::Gone(_) => "DELETE FROM block_seals WHERE kek_id = ?",
         SealsThen::Stay | SealsThen::HaveTwins(_) => return Ok(()),
     };

@@ -2,11 +2,11 @@
 //! sealed file, signatures.
 
 mod block_seals;
-mod site_keks;
 pub(super) mod enrolling;
 pub(super) mod gcm;
 mod making;
 pub(super) mod oaep;
 mod sealed_file;
 pub(super) mod signing;
+mod site_keks;
 mod wrapped_keys;
