@@ -19,7 +19,7 @@ pub enum KeksError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The token does not do it.
-    #[error("the site KEK that the database names is not used: {0}")]
+    #[error("the site KEK that the database names is not used")]
     Token(#[from] TokenError),
     /// Nobody who counts has said it.
     #[error(

@@ -23,7 +23,7 @@ use crate::{
 };
 use kms_core::{
     BlockNo, BlockSecret, DomainRecord,
-    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject, is_signed},
+    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
     block::keys::SecretBinding,
     ports::Clock,
     site::keks::{
@@ -41,6 +41,10 @@ const STEPS_MAX: usize = 8;
 const KEPT_MS: u64 = 30_000;
 /// The name under which the audit log has what the service does by itself.
 const CALLER: &str = "kms-server";
+
+/// Said of a block whose two seals do not fit.
+const ANOTHER_SECRET: &str =
+    "its seal under the new site KEK is of another secret: restore the database from a backup";
 
 /// Its pace.
 #[derive(Clone, Copy, Debug)]
@@ -212,28 +216,34 @@ impl SiteKekRotation {
 
     /// Has the former KEKs destroyed. `named` is the one that the caller means: the last that was in use.
     pub async fn destroy(&self, call: &AuditedCall, named: &[u8]) -> Result<KekProgress, KekError> {
-        let refused = |why: &str| Err(KekError::Refused(why.to_owned()));
         let Some(row) = self.parts.keks.learn().await? else {
-            return refused("there is no former site KEK: it was never rotated");
+            return Err(KekError::Refused(
+                "it was never rotated: there is no former one".to_owned(),
+            ));
         };
-        if row.keks.other.id != *named {
-            return refused("the former site KEK has another id");
-        }
-        match row.keks.stage {
-            KekStage::Destroying | KekStage::Destroyed => {
-                return self.progress(Some(&row.keks)).await;
-            }
-            KekStage::Retired => {}
-            _ => return refused("block secrets are sealed under that site KEK still"),
-        }
         let now_ms = self.parts.clock.unix_ms();
-        if now_ms < row.keks.since_ms.saturating_add(self.pace.kept_ms) {
-            return refused("it was in use half a minute ago: try again in a minute");
+        if let Some(why) = self.not_destroyed(&row.keks, named, now_ms) {
+            return Err(KekError::Refused(why.to_owned()));
+        }
+        if row.keks.stage != KekStage::Retired {
+            return self.progress(Some(&row.keks)).await;
         }
         let entry = call.entry(now_ms, Subject::NONE, AuditOutcome::Done);
         self.put(Some(&row), row.keks.destroying(now_ms)?, SealsThen::Stay, entry).await?;
         self.wake.notify_one();
         self.look().await
+    }
+
+    /// Why the KEK of this name is not destroyed; `None`: it is to be, or people have said so before.
+    fn not_destroyed(&self, keks: &SiteKeks, named: &[u8], now_ms: u64) -> Option<&'static str> {
+        match keks.stage {
+            _ if keks.other.id != *named => Some("the former site KEK has another id"),
+            KekStage::Retired if now_ms < keks.since_ms.saturating_add(self.pace.kept_ms) => {
+                Some("it was in use half a minute ago: try again in a minute")
+            }
+            KekStage::Retired | KekStage::Destroying | KekStage::Destroyed => None,
+            _ => Some("block secrets are sealed under that site KEK still"),
+        }
     }
 
     /// Runs until the process ends: takes up what other servers have done, and goes on with what was asked for.
@@ -362,20 +372,28 @@ impl SiteKekRotation {
             self.parts.store.add_twin(block, &twins.former, &twin).await?;
             return Ok(false);
         };
+        self.prove(block, &former, &twin).await.map(|()| true)
+    }
+
+    /// Opens both, unless it has before.
+    async fn prove(
+        &self,
+        block: BlockNo,
+        former: &SealedSecret,
+        twin: &SealedSecret,
+    ) -> Result<(), KekError> {
         let both = Sha256::new().chain_update(&former.sealed).chain_update(&twin.sealed);
         let (name, both) = ((block, former.secret_version), both.finalize().into());
         if self.now().proved.get(&name) == Some(&both) {
-            return Ok(true);
+            return Ok(());
         }
-        let (one, other) = (self.open(block, &former).await?, self.open(block, &twin).await?);
+        let (one, other) = (self.open(block, former).await?, self.open(block, twin).await?);
         let (one, other) = (one.expose_block_secret_bytes(), other.expose_block_secret_bytes());
         if !bool::from(one.ct_eq(other)) {
-            return Err(KekError::Refused(
-                "its seal under the new site KEK is of another secret: restore the database from a backup".to_owned(),
-            ));
+            return Err(KekError::Refused(ANOTHER_SECRET.to_owned()));
         }
         self.now().proved.insert(name, both);
-        Ok(true)
+        Ok(())
     }
 
     async fn open(&self, block: BlockNo, seal: &SealedSecret) -> Result<BlockSecret, KekError> {
@@ -403,16 +421,9 @@ impl SiteKekRotation {
         seals: SealsThen,
         entry: AuditEntry,
     ) -> Result<(), KekError> {
-        let message = keks.message();
-        let signature = self.parts.hsm.sign(message.clone()).await?;
-        if !is_signed(&keks.signing, &message, &signature) {
-            return Err(KekError::Refused(
-                "the token signs with another key than the one it shows".to_owned(),
-            ));
-        }
         let stage = keks.stage;
         let expected = from.map(|row| row.signature);
-        let step = KekStep { expected, now: SignedSiteKeks { keks, signature }, seals };
+        let step = KekStep { expected, now: self.signed(keks).await?, seals };
         match self.parts.commits.put_site_keks(step, vec![entry]).await {
             Ok(()) => {
                 tracing::info!(stage = stage.word(), "the rotation of the site KEK took a step");
@@ -421,6 +432,16 @@ impl SiteKekRotation {
             Err(StoreError::Taken { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    async fn signed(&self, keks: SiteKeks) -> Result<SignedSiteKeks, KekError> {
+        let signature = self.parts.hsm.sign(keks.message()).await?;
+        let signed = SignedSiteKeks { keks, signature };
+        if signed.is_signed_by(&signed.keks.signing) {
+            return Ok(signed);
+        }
+        let other = "the token signs with another key than the one it shows";
+        Err(KekError::Refused(other.to_owned()))
     }
 
     fn entry(&self, verb: &str, keks: &SiteKeks) -> AuditEntry {

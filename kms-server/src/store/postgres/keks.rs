@@ -134,7 +134,34 @@ async fn counted(connection: &mut PgConnection, twins: Twins) -> Result<PgRow, s
 
 /// Takes a step, in its transaction.
 pub(super) async fn put(connection: &mut PgConnection, step: &KekStep) -> Result<(), WriteError> {
-    let KekStep { expected, now: SignedSiteKeks { keks, signature }, seals } = step;
+    put_row(connection, step).await?;
+    let (twins, then) = match step.seals {
+        SealsThen::Stay => return Ok(()),
+        SealsThen::HaveTwins(twins) => (twins, None),
+        SealsThen::Closed(twins) => (twins, Some(CLOSE)),
+        SealsThen::Gone(twins) => (twins, Some("DELETE FROM block_seals WHERE kek_id = $1")),
+    };
+    sqlx::query(ALONE).execute(&mut *connection).await?;
+    let row = counted(connection, twins).await?;
+    let count = |at| number::<u64>(&row, at);
+    if count(0)? != count(1)? || count(2)? != count(3)? {
+        return Err(StoreError::Conflict(BlockNo(0)).into());
+    }
+    if let Some(then) = then {
+        sqlx::query(then).bind(&twins.former[..]).execute(connection).await?;
+    }
+    Ok(())
+}
+
+/// Who adds a seal holds the table until he has committed, and looks at closed KEKs behind his row: either he is waited for
+/// here, or he sees that it is closed.
+const ALONE: &str = "LOCK TABLE block_seals IN SHARE ROW EXCLUSIVE MODE";
+
+const CLOSE: &str = "INSERT INTO closed_keks (kek_id) VALUES ($1) ON CONFLICT DO NOTHING";
+
+/// In the place of the row that it was made from, and of no other.
+async fn put_row(connection: &mut PgConnection, step: &KekStep) -> Result<(), WriteError> {
+    let KekStep { expected, now: SignedSiteKeks { keks, signature }, seals: _ } = step;
     let statement = match expected {
         None => {
             "INSERT INTO site_keks (token, body, signature) VALUES ($1, $2, $3) \
@@ -150,29 +177,8 @@ pub(super) async fn put(connection: &mut PgConnection, step: &KekStep) -> Result
         None => query,
         Some(expected) => query.bind(&expected[..]),
     };
-    if query.execute(&mut *connection).await?.rows_affected() != 1 {
-        return Err(StoreError::Taken { what: KEK_ROW, value: keks.site.clone() }.into());
+    match query.execute(connection).await?.rows_affected() {
+        1 => Ok(()),
+        _ => Err(StoreError::Taken { what: KEK_ROW, value: keks.site.clone() }.into()),
     }
-    let twins = match seals {
-        SealsThen::Stay => return Ok(()),
-        SealsThen::HaveTwins(twins) | SealsThen::Closed(twins) | SealsThen::Gone(twins) => *twins,
-    };
-    // Who adds a seal holds the table until he has committed. He looks at closed KEKs behind his row: either he is waited
-    // for here, or he sees that it is closed.
-    let alone = "LOCK TABLE block_seals IN SHARE ROW EXCLUSIVE MODE";
-    sqlx::query(alone).execute(&mut *connection).await?;
-    let row = counted(connection, twins).await?;
-    let count = |at| number::<u64>(&row, at);
-    if count(0)? != count(1)? || count(2)? != count(3)? {
-        return Err(StoreError::Conflict(BlockNo(0)).into());
-    }
-    let statement = match seals {
-        SealsThen::Closed(_) => {
-            "INSERT INTO closed_keks (kek_id) VALUES ($1) ON CONFLICT DO NOTHING"
-        }
-        SealsThen::Gone(_) => "DELETE FROM block_seals WHERE kek_id = $1",
-        SealsThen::Stay | SealsThen::HaveTwins(_) => return Ok(()),
-    };
-    sqlx::query(statement).bind(&twins.former[..]).execute(connection).await?;
-    Ok(())
 }

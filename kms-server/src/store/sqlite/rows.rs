@@ -104,14 +104,22 @@ pub(super) async fn add_seals(
             if done.rows_affected() != 1 {
                 return Err(StoreError::Rule { block, rule: rules::SEAL_ONCE }.into());
             }
-            let closed = sqlx::query("SELECT 1 FROM closed_keks WHERE kek_id = ?");
-            let closed = closed.bind(&seal.kek_id[..]).fetch_optional(&mut *connection).await?;
-            if closed.is_some() {
-                return Err(StoreError::Conflict(block).into());
-            }
+            refuse_closed(connection, block, seal).await?;
         }
     }
     Ok(())
+}
+
+async fn refuse_closed(
+    connection: &mut SqliteConnection,
+    block: BlockNo,
+    seal: &SealedSecret,
+) -> Result<(), WriteError> {
+    let closed = sqlx::query("SELECT 1 FROM closed_keks WHERE kek_id = ?").bind(&seal.kek_id[..]);
+    match closed.fetch_optional(connection).await? {
+        Some(_) => Err(StoreError::Conflict(block).into()),
+        None => Ok(()),
+    }
 }
 
 pub(super) async fn put_records(
