@@ -29,6 +29,7 @@ use crate::request_id::RequestId;
 use crate::role::{self, PromoteOptions, Promoted, SiteStanding};
 use crate::rotation::Rotation;
 use crate::site::{self, SiteStatus};
+use crate::site_keks::{self, SiteKekRotation};
 use crate::site_keys::{self, BlockSecretRotation};
 use crate::sites::Errand;
 use crate::stubs;
@@ -308,6 +309,23 @@ impl KmsClient {
     /// How far the last rotation of block secrets is.
     pub async fn block_secret_rotation(&self) -> Result<BlockSecretRotation, CallError> {
         site_keys::look(&self.transport).await
+    }
+
+    /// Has the site KEK of the token of the server that is asked replaced by a new one, or says how far the rotation is that
+    /// is under way.
+    pub async fn rotate_site_kek(&self) -> Result<SiteKekRotation, CallError> {
+        site_keks::rotate(&self.transport).await
+    }
+
+    /// How far the last rotation of the site KEK is.
+    pub async fn site_kek_rotation(&self) -> Result<SiteKekRotation, CallError> {
+        site_keks::look(&self.transport).await
+    }
+
+    /// Has the former site KEK of this id destroyed, and those before it. Backups that were made under one open with nothing
+    /// else.
+    pub async fn destroy_site_kek(&self, id: &[u8]) -> Result<SiteKekRotation, CallError> {
+        site_keks::destroy(&self.transport, id).await
     }
 
     /// Has a site brought in step with the primary and proved so. The last message says `done`; where the stream

@@ -94,6 +94,7 @@ mod secret;
 mod setup;
 pub mod shipment;
 mod site;
+mod site_keks;
 mod site_keys;
 mod sites;
 mod stubs;
@@ -154,6 +155,7 @@ pub use secret::KeyBytes;
 pub use site::{
     KeyringStatus, SiteStatus, SiteToken, StandbyStatus, StoreStatus, TokenStatus, WarmUp,
 };
+pub use site_keks::SiteKekRotation;
 pub use site_keys::{BlockSecretRotation, BlockWaiting};
 pub use syncing::{SyncDifference, SyncFailure, SyncOptions, SyncProgress};
 pub use transmitting::{

@@ -43,7 +43,7 @@ use crate::{
     lifecycle::{self, Evidence, Lifecycle},
     replication::{Ledger, Noted},
     rpc,
-    site_keys::BlockSecretRotation,
+    site_keys::{BlockSecretRotation, SiteKekRotation},
     store::{AuditedStore, ReadStore, WriteStore, measured::Measured, whole::WholeStore},
     telemetry::Log,
     transmitting::{self, Transmitting},
@@ -162,7 +162,8 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     };
     let rotation = site_keys::start(&ground, &keyring, proofs);
     let lifecycle = attended(lifecycle, evidence, courier);
-    let verbs = Verbs { ciphering, lifecycle, transmitting, rotation };
+    let kek = site_keys::start_kek(&ground, &keyring, &commits)?;
+    let verbs = Verbs { ciphering, lifecycle, transmitting, rotation, kek };
     let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
     serve_on(&ground, rpc, parts, signals).await
 }
@@ -271,6 +272,7 @@ struct Verbs {
     lifecycle: Arc<Lifecycle>,
     transmitting: Arc<Transmitting>,
     rotation: Arc<BlockSecretRotation>,
+    kek: Arc<SiteKekRotation>,
 }
 
 impl Ground {
@@ -384,7 +386,7 @@ impl Ground {
 
     /// Parts that the wire speaks for.
     fn parts(&self, audit: Arc<Audit>, keyring: &Keyring, verbs: Verbs, log: Log) -> rpc::Parts {
-        let Verbs { ciphering, lifecycle, transmitting, rotation } = verbs;
+        let Verbs { ciphering, lifecycle, transmitting, rotation, kek } = verbs;
         let below = associations::Below {
             transmitting: Arc::clone(&transmitting),
             ciphering: Arc::clone(&ciphering),
@@ -399,6 +401,7 @@ impl Ground {
             associations: Arc::new(Associations::new(keyring, below)),
             lifecycle,
             rotation,
+            kek,
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),
             hsm: self.hsm.clone(),

@@ -18,6 +18,7 @@ mod hls;
 mod hls_evidence;
 mod hls_pairs;
 mod home;
+mod keks;
 mod keyring;
 mod lifecycle;
 mod lying;

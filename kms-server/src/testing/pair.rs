@@ -430,6 +430,7 @@ fn parts(
         transmitting,
         lifecycle,
         rotation,
+        kek: site.kek_rotation(),
         keyring: Arc::clone(&site.keyring.overview),
         token_status: Arc::new(move || token.status()),
         store: site.measured.clone(),

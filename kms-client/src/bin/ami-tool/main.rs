@@ -133,6 +133,8 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
             SiteCommand::RotateSecrets(what) => {
                 site_keys::rotate_secrets(&client, what, json).await
             }
+            SiteCommand::RotateKek(what) => site_keys::rotate_kek(&client, what, json).await,
+            SiteCommand::DestroyKek(what) => site_keys::destroy_kek(&client, what, json).await,
             SiteCommand::ForgetList(what) => divergence::forget_list(&client, what, json).await,
         },
         Command::SyncMeter(what) => sync_meter(&client, what, json).await,

@@ -101,6 +101,7 @@ fn of_site(
         floors: Arc::clone(parts.ciphering.floors()),
         transmitting: Arc::clone(&parts.transmitting),
         rotation: Arc::clone(&parts.rotation),
+        kek: Arc::clone(&parts.kek),
         recorder: Recorder(Arc::clone(&parts.audit)),
         enroller: Arc::new(parts.enroller()),
         budget: budget.clone(),
