@@ -7,12 +7,16 @@ use std::cmp::Ordering;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    BlockCount, BlockNo, SystemTitle,
+    BlockCount, BlockNo, SecuritySetup, SystemTitle,
     codec::{BadEncoding, Reader, put_bytes},
 };
 
+mod groups;
 mod secrets;
 
+pub use groups::{
+    BadGroupName, Group, GroupName, GroupValue, MEMBERS_MAX, Membership, ValueStage,
+};
 pub use secrets::{BlockSecrets, SecretStage, SecretsWish};
 
 /// Files that one block remembers. No record goes away, and whatever grows has a bound: over the 4,096 blocks of a
@@ -42,6 +46,11 @@ impl FactName {
     /// The kind of wishes for their rotation.
     pub const WISH: u8 = 6;
 
+    /// The kind of broadcast groups.
+    pub const GROUP: u8 = 9;
+    /// The kind of memberships in them.
+    pub const MEMBERSHIP: u8 = 10;
+
     /// The name of a sealed import file. The signer is a part of it, so that none can take another one's number away.
     pub fn of_file(signer: &[u8; 32], file_id: &[u8; 16]) -> Self {
         let hash = Sha256::new().chain_update(b"ami.kms/file/1").chain_update(signer);
@@ -62,6 +71,17 @@ impl FactName {
     /// The name of the one wish that a domain has.
     pub fn of_wish() -> Self {
         Self { kind: Self::WISH, name: *b"ami.kms/rotate-block-secrets/1" }
+    }
+
+    /// The name of a broadcast group.
+    pub fn of_group(name: &GroupName) -> Self {
+        let hash = Sha256::new().chain_update(b"ami.kms/group/1");
+        Self::of(Self::GROUP, hash.chain_update(name.as_str()).finalize().into())
+    }
+
+    /// The name of a meter's membership with one of its setups, which leads to the meter's block.
+    pub fn of_membership(title: &SystemTitle, setup: SecuritySetup) -> Self {
+        Self { kind: Self::MEMBERSHIP, name: groups::name_of(title, setup) }
     }
 
     fn of(kind: u8, hash: [u8; 32]) -> Self {
@@ -134,6 +154,10 @@ pub enum Fact {
     Secrets(BlockSecrets),
     /// That all of these are to be rotated.
     Wish(SecretsWish),
+    /// A broadcast group.
+    Group(Group),
+    /// A meter's membership in one.
+    Membership(Membership),
 }
 
 impl Fact {
@@ -146,6 +170,10 @@ impl Fact {
                 FactName::of_secrets(*block, *blocks)
             }
             Self::Wish(_) => FactName::of_wish(),
+            Self::Group(Group { name, .. }) => FactName::of_group(name),
+            Self::Membership(Membership { title, setup, .. }) => {
+                FactName::of_membership(title, *setup)
+            }
         }
     }
 
@@ -161,8 +189,11 @@ impl Fact {
                 Self::File(if order(b) < order(a) { *b } else { *a })
             }
             (Self::Wish(a), Self::Wish(b)) if b.generation > a.generation => Self::Wish(*b),
+            (Self::Group(a), Self::Group(b)) => Self::Group(a.merged(b)),
+            (Self::Membership(a), Self::Membership(b)) => Self::Membership(a.merged(b)),
             // A block is under the secret that it is under: another site's is no news of it.
-            (Self::File(_) | Self::List(_) | Self::Secrets(_) | Self::Wish(_), _) => self.clone(),
+            (Self::File(_) | Self::List(_) | Self::Secrets(_) | Self::Wish(_), _)
+            | (Self::Group(_) | Self::Membership(_), _) => self.clone(),
         }
     }
 
@@ -199,6 +230,14 @@ impl Fact {
                 out.extend_from_slice(&generation.to_be_bytes());
                 out.extend_from_slice(&asked_ms.to_be_bytes());
             }
+            Self::Group(group) => {
+                out.push(FactName::GROUP);
+                group.put(out);
+            }
+            Self::Membership(membership) => {
+                out.push(FactName::MEMBERSHIP);
+                membership.put(out);
+            }
         }
     }
 
@@ -227,6 +266,8 @@ impl Fact {
             FactName::WISH => {
                 Self::Wish(SecretsWish { generation: input.u32()?, asked_ms: input.u64()? })
             }
+            FactName::GROUP => Self::Group(Group::take(&mut input)?),
+            FactName::MEMBERSHIP => Self::Membership(Membership::take(&mut input)?),
             _ => return Err(BadEncoding),
         };
         input.end()?;

@@ -363,10 +363,12 @@ fn put_fact(out: &mut Vec<u8>, fact: &Fact) -> Result<(), RecordTooLong> {
             return Err(RecordTooLong { what, len, most: NUMBER_MAX });
         }
     }
-    if let Fact::Secrets(secrets) = fact {
-        let too_long = |(what, len, most)| RecordTooLong { what, len, most };
-        secrets.fits().map_err(too_long)?;
-    }
+    let fits = match fact {
+        Fact::Secrets(secrets) => secrets.fits(),
+        Fact::Group(group) => group.fits(),
+        Fact::File(_) | Fact::List(_) | Fact::Wish(_) | Fact::Membership(_) => Ok(()),
+    };
+    fits.map_err(|(what, len, most)| RecordTooLong { what, len, most })?;
     fact.put(out);
     Ok(())
 }

@@ -126,5 +126,19 @@ crate::numbered! {
         SignerDiffers = 60 "SIGNER_DIFFERS",
         /// A line has what the file's header does not name.
         ContentsDiffer = 61 "CONTENTS_DIFFER",
+        /// A GAK of one meter alone would end the authenticated broadcasts of its group.
+        BreaksBroadcast = 62 "BREAKS_BROADCAST",
+        /// The key belongs to a broadcast group, and is rotated with it.
+        GroupKey = 63 "GROUP_KEY",
+        /// The meter is a member of a broadcast group.
+        GroupMember = 64 "GROUP_MEMBER",
+        /// The meter can't be a member of this group.
+        UnfitForGroup = 65 "UNFIT_FOR_GROUP",
+        /// There is no such group.
+        NoSuchGroup = 66 "NO_SUCH_GROUP",
+        /// The group is not such that it could be done.
+        GroupState = 67 "GROUP_STATE",
+        /// Members would be left out that nobody has named.
+        MembersNotNamed = 68 "MEMBERS_NOT_NAMED",
     }
 }
