@@ -91,7 +91,7 @@ impl Taker {
     }
 }
 
-fn value(key: NewKey) -> MadeValue {
+pub(super) fn value(key: NewKey) -> MadeValue {
     let NewKey { meter_blob, storage_blob, fingerprint, kcv } = key;
     let stored = WrappedValue { wrapped: storage_blob, kcv: Some(kcv), fingerprint };
     MadeValue { stored, for_meter: meter_blob }

@@ -63,18 +63,23 @@ impl BlockKeysAtHand {
         change: &Change,
         kek: Option<SealedKek>,
     ) -> Result<StoreUnder, KeyringError> {
-        if let Some(kek) = kek {
-            return Ok(StoreUnder::Kek(kek));
+        match kek {
+            Some(kek) => Ok(StoreUnder::Kek(kek)),
+            None => self.at(opener, change).map(StoreUnder::Block),
         }
+    }
+
+    /// The place of this block's own key.
+    pub(super) fn at(&mut self, opener: &Opener, change: &Change) -> Result<usize, KeyringError> {
         if let Some(place) = self.places.get(&change.block()) {
-            return Ok(StoreUnder::Block(*place));
+            return Ok(*place);
         }
         let mut copy = opener.room(change.block(), WRAP_KEY_LEN, Room::MayCloseOthers)?;
         copy.bytes_mut()[..WRAP_KEY_LEN].copy_from_slice(change.wrap_key());
         let place = self.wrap_keys.len();
         self.places.insert(change.block(), place);
         self.wrap_keys.push(Arc::new(WrapKey(copy)));
-        Ok(StoreUnder::Block(place))
+        Ok(place)
     }
 }
 

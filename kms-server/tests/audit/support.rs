@@ -23,7 +23,7 @@ use kms_server::{
     audit::{self, Audit, Config, Parts},
     hsm::{
         BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, Hsm, ImportKey, ImportsKeys,
-        Made, MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, TakeKeys,
+        Made, MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, ShareKey, Signs, TakeKeys,
         Taken, TokenError, TokenStatus, WrappedKey,
     },
     store::{
@@ -115,6 +115,9 @@ impl ImportsKeys for Signer {
 
 impl MakesKeys for Signer {
     fn make_keys(&self, _: &MakeKeys) -> Result<Made, TokenError> {
+        Err(TokenError::Busy)
+    }
+    fn share_key(&self, _: &ShareKey) -> Result<Made, TokenError> {
         Err(TokenError::Busy)
     }
 }

@@ -11,7 +11,7 @@ use kms_core::{
 };
 use kms_server::hsm::{
     BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, ImportKey, ImportsKeys, Made,
-    MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, StoreUnder, TakeKeys,
+    MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, ShareKey, Signs, StoreUnder, TakeKeys,
     Taken, TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
 };
 
@@ -85,6 +85,10 @@ impl MakesKeys for Slow {
             }
         }
         Ok(made)
+    }
+
+    fn share_key(&self, job: &ShareKey) -> Result<Made, TokenError> {
+        self.token.share_key(job)
     }
 }
 

@@ -91,7 +91,8 @@ impl Verb {
             | Self::EncryptBatch
             | Self::BeginHls
             | Self::AnswerHlsChallenge
-            | Self::VerifyHlsAnswer => &[Transmitter],
+            | Self::VerifyHlsAnswer
+            | Self::EncryptBroadcast => &[Transmitter],
             Self::CreateMeter
             | Self::DeleteMeter
             | Self::BuryDamagedMeter
@@ -107,16 +108,25 @@ impl Verb {
             | Self::AdmitEpoch
             | Self::ForgetRevocationList
             | Self::RotateBlockSecrets => &[AmiAdmin],
-            Self::StageKey | Self::NextTransfer | Self::ConfirmKey | Self::RollBackKey => {
-                &[AmiAdmin, Rotator]
-            }
-            Self::ReviveKey
+            Self::StageKey
+            | Self::NextTransfer
+            | Self::ConfirmKey
+            | Self::RollBackKey
+            | Self::RotateGroupKey
+            | Self::FinishGroupRotation => &[AmiAdmin, Rotator],
+            Self::CreateGroup
+            | Self::AddMembers
+            | Self::RemoveMembers
+            | Self::DeleteGroup
+            | Self::ReviveKey
             | Self::CompromiseKey
             | Self::DestroyKey
             | Self::RestoreKey
             | Self::SetLegalHold => &[AmiAdmin],
             Self::SyncNow => &[AmiAdmin, Synchroniser],
-            Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
+            Self::GetMeter | Self::ListMeters | Self::GetGroup | Self::ListGroups => {
+                &[AmiAdmin, Rotator, Auditor]
+            }
             Self::ListBlockHeads
             | Self::FetchBlocks
             | Self::FollowChanges

@@ -115,6 +115,24 @@ verbs! {
     RestoreKey = RotationRestoreKey;
     /// Put a meter under a legal hold, or lift it.
     SetLegalHold = RotationSetLegalHold;
+    /// Make a broadcast group.
+    CreateGroup = GroupsCreateGroup;
+    /// Look at a group.
+    GetGroup = GroupsGetGroup;
+    /// Look at all groups.
+    ListGroups = GroupsListGroups;
+    /// Take meters into a group.
+    AddMembers = GroupsAddMembers;
+    /// Take meters out of it.
+    RemoveMembers = GroupsRemoveMembers;
+    /// Give a group up.
+    DeleteGroup = GroupsDeleteGroup;
+    /// Have a key made for a group.
+    RotateGroupKey = GroupsRotateGroupKey;
+    /// End the rotation of a group's key.
+    FinishGroupRotation = GroupsFinishGroupRotation;
+    /// Protect a broadcast.
+    EncryptBroadcast = GroupsEncryptBroadcast;
     /// Protect what another node was asked to.
     Protect = NodesProtect;
     /// Ask where blocks stand.

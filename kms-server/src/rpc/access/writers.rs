@@ -43,6 +43,13 @@ impl Verb {
             | Self::DestroyKey
             | Self::RestoreKey
             | Self::SetLegalHold
+            | Self::CreateGroup
+            | Self::AddMembers
+            | Self::RemoveMembers
+            | Self::DeleteGroup
+            | Self::RotateGroupKey
+            | Self::FinishGroupRotation
+            | Self::EncryptBroadcast
             | Self::BeginHls
             | Self::AnswerHlsChallenge
             | Self::VerifyHlsAnswer
@@ -61,6 +68,8 @@ impl Verb {
             | Self::Triage
             | Self::GetMeter
             | Self::ListMeters
+            | Self::GetGroup
+            | Self::ListGroups
             | Self::GetImportKey
             | Self::ListBlockHeads
             | Self::FetchBlocks

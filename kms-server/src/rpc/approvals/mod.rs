@@ -4,6 +4,7 @@
 mod about;
 mod asked;
 pub(crate) mod import_call;
+mod group_summary;
 mod key_summary;
 pub(crate) mod need;
 pub(crate) mod summary;

@@ -35,6 +35,15 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::DestroyKey
         | Verb::RestoreKey
         | Verb::SetLegalHold => super::key_summary::about_key(verb, message),
+        Verb::CreateGroup
+        | Verb::GetGroup
+        | Verb::ListGroups
+        | Verb::AddMembers
+        | Verb::RemoveMembers
+        | Verb::DeleteGroup
+        | Verb::RotateGroupKey
+        | Verb::FinishGroupRotation
+        | Verb::EncryptBroadcast => super::group_summary::about_group(verb, message),
         Verb::GetMeter => read(message, shown),
         Verb::ListMeters => read(message, listed),
         Verb::DeleteMeter => read(message, deleted),
