@@ -80,6 +80,8 @@ pub struct GroupValue {
     pub kcv: Kcv,
     /// How far it is.
     pub stage: ValueStage,
+    /// It was made here: nobody has used it before. One that members came with may have been.
+    pub made_here: bool,
 }
 
 /// A broadcast group.
@@ -217,6 +219,7 @@ impl Group {
                     known.stage = known.stage.min(value.stage);
                     known.since_ms = known.since_ms.min(value.since_ms);
                     known.kcv = known.kcv.min(value.kcv);
+                    known.made_here &= value.made_here;
                 }
                 None => merged.values.push(*value),
             }
@@ -261,8 +264,8 @@ impl Group {
         put_time(out, *deleted_ms);
         put_time(out, *wants_ms);
         out.push(u8::try_from(values.len()).unwrap_or(u8::MAX));
-        for GroupValue { kind, since_ms, fingerprint, kcv, stage } in values {
-            out.extend_from_slice(&[kind.number(), stage.number()]);
+        for GroupValue { kind, since_ms, fingerprint, kcv, stage, made_here } in values {
+            out.extend_from_slice(&[kind.number(), stage.number(), u8::from(*made_here)]);
             out.extend_from_slice(&since_ms.to_be_bytes());
             out.extend_from_slice(&fingerprint.0);
             out.extend_from_slice(kcv);
@@ -313,6 +316,7 @@ impl GroupValue {
         Ok(Self {
             kind: kind.ok_or(BadEncoding)?,
             stage: ValueStage::from_number(input.u8()?).ok_or(BadEncoding)?,
+            made_here: input.flag()?,
             since_ms: input.u64()?,
             fingerprint: Fingerprint(input.array()?),
             kcv: input.array()?,

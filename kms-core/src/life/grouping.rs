@@ -92,6 +92,12 @@ pub enum Unfit {
     /// Its policy does not allow what the group sends.
     #[error("the group's broadcasts get no tag, and the meter's policy does not allow encryption alone")]
     NeedsTag,
+    /// A key of its own is staged, which is not the group's.
+    #[error("a {0} of its own is staged: bring that one to its end, or destroy it")]
+    OwnKeyStaged(KeyKind),
+    /// It has no key there.
+    #[error("it has neither a GBEK nor a KEK in the group's security setup")]
+    NoKeys,
     /// Its suite is another one.
     #[error("its keys are of another security suite than the group's")]
     OtherSuite,
@@ -114,15 +120,23 @@ pub fn fits(group: &Group, meter: &MeterRecord, other: Option<&MeterRecord>) -> 
     if group.authenticated && (gak.is_none() || known.is_some() && gak != known) {
         return Err(Unfit::OtherGak);
     }
+    for kind in [KeyKind::Gbek, KeyKind::Gak] {
+        let staged = Place { setup: group.setup, kind }.staged(meter).map(|key| key.fingerprint);
+        let is_groups = staged.is_none_or(|its| group.in_flight(kind).any(|it| it.fingerprint == its));
+        if !is_groups && (group.authenticated || kind == KeyKind::Gbek) {
+            return Err(Unfit::OwnKeyStaged(kind));
+        }
+    }
     let len = |meter: &MeterRecord| {
-        let kinds = [KeyKind::Gbek, KeyKind::Kek, KeyKind::Gak];
+        let kinds = [KeyKind::Gbek, KeyKind::Kek];
         let mut keys = kinds.into_iter().filter_map(|kind| {
             Place { setup: group.setup, kind }.carries(meter).map(|key| key.value_len)
         });
         keys.next()
     };
-    match other.and_then(len).zip(len(meter)) {
-        Some((theirs, its)) if theirs != its => Err(Unfit::OtherSuite),
+    match (other.and_then(len), len(meter)) {
+        (_, None) => Err(Unfit::NoKeys),
+        (Some(theirs), Some(its)) if theirs != its => Err(Unfit::OtherSuite),
         _ => Ok(()),
     }
 }

@@ -104,7 +104,9 @@ fn a_members_state_is_what_its_key_says() {
 
 #[test]
 fn who_may_not_know_the_tag_or_the_nonce_of_a_broadcast_is_no_member() {
-    let one = meter();
+    let mut one = meter();
+    assert_eq!(fits(&group(), &one, None), Err(Unfit::OwnKeyStaged(KeyKind::Gbek)));
+    one.keys.remove(1);
     assert_eq!(fits(&group(), &one, Some(&one)), Ok(()));
     let mut other = meter();
     other.policy.client_title = Some(SystemTitle::new([8; 8]));
@@ -116,14 +118,17 @@ fn who_may_not_know_the_tag_or_the_nonce_of_a_broadcast_is_no_member() {
         fingerprint: Fingerprint([1; 16]),
         kcv: [0; 5],
         stage: ValueStage::Settled,
+        made_here: false,
     });
     assert_eq!(fits(&known, &one, None), Ok(()));
-    let mut other = meter();
-    other.keys[2].fingerprint = Fingerprint([7; 16]);
+    let mut other = one.clone();
+    other.keys[1].fingerprint = Fingerprint([7; 16]);
     assert_eq!(fits(&known, &other, None), Err(Unfit::OtherGak));
     let bare = Group { authenticated: false, ..group() };
     assert_eq!(fits(&bare, &one, None), Err(Unfit::NeedsTag));
-    let mut long = meter();
+    let mut long = one.clone();
     long.keys[0].value_len = 32;
     assert_eq!(fits(&group(), &long, Some(&one)), Err(Unfit::OtherSuite));
+    long.keys.remove(0);
+    assert_eq!(fits(&group(), &long, None), Err(Unfit::NoKeys));
 }

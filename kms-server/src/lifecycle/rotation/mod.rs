@@ -15,3 +15,4 @@ pub use evidence::Evidence;
 pub(in crate::lifecycle) use proved::ProvedKeys;
 pub use sending::{Outgoing, Sending};
 pub use staging::StagedKey;
+pub(in crate::lifecycle) use staging::{not_made, not_taken};

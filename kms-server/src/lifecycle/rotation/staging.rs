@@ -8,6 +8,7 @@ use crate::{
     keyring::{Change, KeyToMake, MadeValue, TakeError},
     lifecycle::{
         error::LifecycleError,
+        groups::{concerned, membership_of},
         refusal::refusal,
         verbs::{Lifecycle, TRIES},
     },
@@ -112,11 +113,17 @@ impl Lifecycle {
         wish: &Wish,
     ) -> Result<Turn, LifecycleError> {
         let title = self.title_of(id).await?;
-        let place = (self.records.block_of(&title), RecordKey::meter(&title));
-        let changes = self.writer.change_records([place]).await?;
+        let block = self.records.block_of(&title);
+        let member = membership_of(&title, wish.place.setup);
+        let keys = [RecordKey::meter(&title), member].map(|key| (block, key));
+        let changes = self.writer.change_records(keys).await?;
         let not_found = || LifecycleError::NotFound(id.to_string());
         let change = changes.first().ok_or_else(not_found)?;
         let meter = meter_in(change, id, &title)?;
+        if let Some(group) = concerned(change, &title, wish.place) {
+            drop(changes);
+            return Err(self.not_alone(&group, wish.place.kind).await);
+        }
         let now_ms = self.clock.unix_ms();
         let plan = match plan(&meter, wish, &self.config.times, now_ms).map_err(refused)? {
             Staging::Make(plan) => plan,
@@ -194,7 +201,8 @@ impl Lifecycle {
             .iter()
             .map(|line| (self.counting.block_of(&line.name), RecordKey::line(&line.name)));
         let own = (self.records.block_of(title), RecordKey::meter(title));
-        let mut changes = self.writer.change_records(of_lines.chain([own])).await?;
+        let member = (own.0, membership_of(title, wish.place.setup));
+        let mut changes = self.writer.change_records(of_lines.chain([own, member])).await?;
         let now_ms = self.clock.unix_ms();
         let mut entry = None;
         for change in &mut changes {
@@ -202,7 +210,8 @@ impl Lifecycle {
                 let mut meter = meter_in(change, id, title)?;
                 let same = plan(&meter, wish, &self.config.times, now_ms).map_err(refused)?;
                 let as_planned = same == Staging::Make(fresh.plan.clone());
-                if !as_planned || change.secret_version() != fresh.secret_version {
+                let is_groups = concerned(change, title, wish.place).is_some();
+                if !as_planned || is_groups || change.secret_version() != fresh.secret_version {
                     return Ok(Turn::Again);
                 }
                 stage(&mut meter, wish, &fresh.plan, fresh.made.clone(), now_ms);
@@ -228,7 +237,7 @@ impl Lifecycle {
     /// Where the counters of a new key begin, for each title that the utility has towards the meter in its setup. As low
     /// as the parity allows where the meter's profile says that it begins anew; above the former key's line where it keeps its
     /// counters, or nobody knows. A former line that nobody declared says nothing, and neither does this one then.
-    async fn lines_of(
+    pub(in crate::lifecycle) async fn lines_of(
         &self,
         meter: &MeterRecord,
         place: Place,
@@ -265,7 +274,7 @@ impl Lifecycle {
         Ok(lines)
     }
 
-    fn key_id(&self) -> Result<KeyId, LifecycleError> {
+    pub(in crate::lifecycle) fn key_id(&self) -> Result<KeyId, LifecycleError> {
         let mut id = [0; 16];
         let filled = self.randomness.fill(&mut id);
         let filled = filled.map_err(|error| refusal(RefusalCode::NoRandomness, error.to_string()));
@@ -292,11 +301,11 @@ fn said(entry: AuditEntry, wish: &Wish, fresh: &Fresh) -> AuditEntry {
     }
 }
 
-fn not_taken(reason: &str) -> LifecycleError {
+pub(in crate::lifecycle) fn not_taken(reason: &str) -> LifecycleError {
     LifecycleError::Refused(refusal(RefusalCode::NotTaken, reason))
 }
 
-fn not_made(error: TakeError) -> LifecycleError {
+pub(in crate::lifecycle) fn not_made(error: TakeError) -> LifecycleError {
     match error {
         TakeError::Token(error) => LifecycleError::Unavailable { reason: error.to_string() },
         TakeError::Keyring(error) => error.into(),
