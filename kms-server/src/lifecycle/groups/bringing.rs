@@ -49,12 +49,6 @@ pub(super) struct Errand<'a> {
     pub(super) allow_unreplicated: bool,
 }
 
-/// A member that has the value.
-struct Source {
-    title: SystemTitle,
-    wrapped: Vec<u8>,
-}
-
 /// A member that is to have it.
 struct Target {
     title: SystemTitle,
@@ -81,13 +75,12 @@ impl Errand<'_> {
         }
     }
 
-    fn source(&self, view: &GroupView) -> Option<Source> {
+    /// A member that has the value.
+    fn source(&self, view: &GroupView) -> Option<SystemTitle> {
         view.members.iter().find_map(|member| {
             let meter = member.record.as_ref()?;
             let key = holding(meter, self.place(), self.value.fingerprint)?;
-            let wrapped = key.wrapped.clone();
-            (key.protection == Protection::Memory)
-                .then_some(Source { title: member.title, wrapped })
+            (key.protection == Protection::Memory).then_some(member.title)
         })
     }
 
@@ -143,7 +136,7 @@ impl Lifecycle {
         let source = errand.source(view).ok_or_else(|| no_value(errand))?;
         let turn = wanting.get(..PER_CALL_MAX.min(wanting.len())).unwrap_or_default();
         for some in turn.chunks(AT_ONCE) {
-            self.bring_some(call, errand, (&source, some), &mut brought).await?;
+            self.bring_some(call, errand, (source, some), &mut brought).await?;
         }
         Ok(brought)
     }
@@ -152,7 +145,7 @@ impl Lifecycle {
         &self,
         call: &AuditedCall,
         errand: &Errand<'_>,
-        (source, titles): (&Source, &[SystemTitle]),
+        (source, titles): (SystemTitle, &[SystemTitle]),
         brought: &mut Brought,
     ) -> Result<(), LifecycleError> {
         for attempt in 0..TRIES {
@@ -174,14 +167,14 @@ impl Lifecycle {
         &self,
         call: &AuditedCall,
         errand: &Errand<'_>,
-        (source, titles): (&Source, &[SystemTitle]),
+        (source, titles): (SystemTitle, &[SystemTitle]),
         brought: &mut Brought,
     ) -> Result<(), LifecycleError> {
         let lines = self.lines_for(errand, titles).await?;
         let of_lines = lines
             .iter()
             .map(|line| (self.counting.block_of(&line.name), RecordKey::line(&line.name)));
-        let of_meters = titles.iter().chain([&source.title]).flat_map(|title| {
+        let of_meters = titles.iter().chain([&source]).flat_map(|title| {
             let block = self.records.block_of(title);
             let member = membership_of(title, errand.group.setup);
             [(block, RecordKey::meter(title)), (block, member)]
@@ -270,7 +263,7 @@ impl Lifecycle {
         &self,
         errand: &Errand<'_>,
         changes: &[Change],
-        source: &Source,
+        source: SystemTitle,
         targets: &[Target],
     ) -> Result<Vec<Result<MadeValue, crate::hsm::NotMade>>, LifecycleError> {
         if targets.is_empty() {
@@ -280,9 +273,9 @@ impl Lifecycle {
             let block = self.records.block_of(title);
             changes.iter().find(|change| change.block() == block).ok_or(LifecycleError::Busy)
         };
-        let from = of(&source.title)?;
+        let from = of(&source)?;
         // What is stored there may be under another secret of the block by now.
-        let Ok(Some(Record::Meter(meter))) = from.record(&source.title) else {
+        let Ok(Some(Record::Meter(meter))) = from.record(&source) else {
             return Err(no_value(errand));
         };
         let key = holding(&meter, errand.place(), errand.value.fingerprint);
