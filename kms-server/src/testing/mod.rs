@@ -12,6 +12,7 @@ mod facts;
 mod floors;
 mod forks;
 mod forwarding;
+mod groups;
 mod hls;
 mod home;
 mod keyring;
