@@ -17,6 +17,7 @@ use crate::divergence::{
     self, Decision, DivergencePage, DivergenceResolved, DivergenceRow, DivergenceRule,
 };
 use crate::flow::Results;
+use crate::groups::Groups;
 use crate::hls::{
     self, HlsAction, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsGiven, HlsVerified,
 };
@@ -196,6 +197,11 @@ impl KmsClient {
     /// The calls about the life of keys.
     pub fn rotation(&self) -> Rotation {
         Rotation::of(Arc::clone(&self.transport))
+    }
+
+    /// The calls about broadcast groups.
+    pub fn groups(&self) -> Groups {
+        Groups::of(Arc::clone(&self.transport))
     }
 
     /// The calls about the audit log.

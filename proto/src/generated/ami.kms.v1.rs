@@ -7994,13 +7994,22 @@ pub struct BroadcastMessage {
     #[prost(uint32, tag = "5")]
     pub may_reach: u32,
 }
+/// A member that no message is for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NotReachedMember {
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub system_title: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct EncryptBroadcastResponse {
     #[prost(message, repeated, tag = "1")]
     pub messages: ::prost::alloc::vec::Vec<BroadcastMessage>,
     /// Members that none of them is for: they have none of the group's values.
     #[prost(message, repeated, tag = "2")]
-    pub not_reached: ::prost::alloc::vec::Vec<GroupMember>,
+    pub not_reached: ::prost::alloc::vec::Vec<NotReachedMember>,
     #[prost(uint32, tag = "3")]
     pub members: u32,
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     AT_ONCE, PER_CALL_MAX,
     alone::{group_of, membership_of},
-    changing::{alive, number_of},
+    changing::alive,
     showing::GroupView,
 };
 use crate::{
@@ -102,7 +102,7 @@ impl Errand<'_> {
             .with(Detail::KeyKind, self.value.kind as u64)
             .with(Detail::SecuritySetup, self.group.setup.0.into())
             .with(Detail::KeyVersion, version.into())
-            .with(Detail::Group, number_of(&self.group.name));
+            .with(Detail::Group, self.group.name.number());
         match self.allow_unreplicated {
             true => entry.with(Detail::WithoutProof, 1),
             false => entry,

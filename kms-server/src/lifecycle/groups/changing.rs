@@ -46,13 +46,7 @@ pub(super) fn entry_of(
     now_ms: u64,
 ) -> AuditEntry {
     let subject = Subject { block: Some(block), ..Subject::NONE };
-    call.entry(now_ms, subject, AuditOutcome::Done).with(Detail::Group, number_of(name))
-}
-
-/// A group in the audit log.
-pub(super) fn number_of(name: &GroupName) -> u64 {
-    let [a, b, c, d, e, f, g, h, ..] = FactName::of_group(name).name;
-    u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    call.entry(now_ms, subject, AuditOutcome::Done).with(Detail::Group, name.number())
 }
 
 impl Lifecycle {

@@ -5,7 +5,7 @@ use super::{
     AT_ONCE,
     alone::membership_of,
     bringing::put_fact,
-    changing::{alive, entry_of, number_of},
+    changing::{alive, entry_of},
 };
 use crate::{
     keyring::Change,
@@ -122,7 +122,7 @@ impl Lifecycle {
             let meter_id = meter.map(|meter| meter.meter_id);
             let subject = Subject { meter_id, system_title: Some(*title), block: Some(block) };
             let entry = call.entry(now_ms, subject, AuditOutcome::Done);
-            entries.push(entry.with(Detail::Updated, 1).with(Detail::Group, number_of(name)));
+            entries.push(entry.with(Detail::Updated, 1).with(Detail::Group, name.number()));
             removed += 1;
         }
         if removed == 0 {

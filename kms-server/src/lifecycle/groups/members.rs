@@ -4,7 +4,7 @@ use super::{
     AT_ONCE,
     alone::membership_of,
     bringing::{Brought, Errand, put_fact},
-    changing::{alive, entry_of, number_of},
+    changing::{alive, entry_of},
 };
 use crate::lifecycle::{
     error::LifecycleError,
@@ -170,7 +170,7 @@ impl Lifecycle {
                     };
                     let entry = call.entry(now_ms, subject, AuditOutcome::Done);
                     entries.push(
-                        entry.with(Detail::Created, 1).with(Detail::Group, number_of(name)),
+                        entry.with(Detail::Created, 1).with(Detail::Group, name.number()),
                     );
                     joined.added += 1;
                 }

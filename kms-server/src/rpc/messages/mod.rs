@@ -8,6 +8,7 @@ pub(crate) mod divergence;
 pub(crate) mod enrolment_status;
 pub(crate) mod floors;
 pub(crate) mod forwarding;
+pub(crate) mod groups;
 pub(crate) mod framing;
 pub(crate) mod hls;
 pub(crate) mod lifecycle_status;

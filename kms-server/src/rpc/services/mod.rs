@@ -6,6 +6,7 @@ pub(crate) mod approvals;
 pub(crate) mod audit;
 pub(crate) mod ciphering;
 mod contents;
+pub(crate) mod groups;
 pub(crate) mod health;
 mod hls;
 mod importing;
