@@ -12,6 +12,7 @@ mod facts;
 mod floors;
 mod forks;
 mod forwarding;
+mod group_sites;
 mod groups;
 mod hls;
 mod home;

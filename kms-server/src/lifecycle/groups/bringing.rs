@@ -7,6 +7,7 @@ use super::{
     AT_ONCE, PER_CALL_MAX,
     alone::{group_of, membership_of},
     changing::alive,
+    leaving::withdraw_one,
     showing::GroupView,
 };
 use crate::{
@@ -235,13 +236,15 @@ impl Lifecycle {
             let block = self.records.block_of(title);
             let change = changes.iter().find(|it| it.block() == block);
             let change = change.ok_or(LifecycleError::Busy)?;
-            let Ok(Some(Record::Meter(meter))) = change.record(title) else { continue };
+            let Ok(Some(Record::Meter(mut meter))) = change.record(title) else { continue };
             let its = group_of(change, title, errand.group.setup);
             let is_member = its.is_some_and(|its| its.group == errand.group.name);
             let has = holding(&meter, errand.place(), errand.value.fingerprint).is_some();
             if !is_member || has {
                 continue;
             }
+            // What was staged for the group before and never left is in nobody's way.
+            withdraw_one(&mut meter, errand.group, (errand.value.kind, now_ms));
             match plan(&meter, wish, &self.config.times, now_ms) {
                 Ok(Staging::Make(plan)) => targets.push(Target { title: *title, meter, plan }),
                 Ok(Staging::Already(_)) => {

@@ -167,10 +167,20 @@ fn leaves(
 
 /// Gives up what was staged for the group and never handed out. Whether there was anything.
 fn withdraw(meter: &mut MeterRecord, group: &Group, now_ms: u64) -> bool {
+    let both = [KeyKind::Gbek, KeyKind::Gak];
+    both.map(|kind| withdraw_one(meter, group, (kind, now_ms))).contains(&true)
+}
+
+/// The same of one kind: nobody has it, so another value may take its place.
+pub(super) fn withdraw_one(
+    meter: &mut MeterRecord,
+    group: &Group,
+    (kind, now_ms): (KeyKind, u64),
+) -> bool {
     let mut changed = false;
-    for key in &mut meter.keys {
-        let of_group = key.setup == group.setup
-            && group.in_flight(key.kind).any(|value| value.fingerprint == key.fingerprint);
+    for key in meter.keys.iter_mut().filter(|key| key.kind == kind && key.setup == group.setup) {
+        let mut values = group.values.iter().filter(|value| value.kind == kind);
+        let of_group = values.any(|value| value.fingerprint == key.fingerprint);
         let never_sent = key.life.transfer.as_ref().is_some_and(|it| it.sent_ms.is_none());
         if of_group && never_sent && key.state == KeyState::PreActive {
             key.go_on(KeyState::Deactivated, StateReason::Withdrawn, now_ms);

@@ -4,6 +4,7 @@
 use super::{
     bringing::{Brought, Errand, put, put_fact},
     changing::{alive, entry_of, group_state},
+    leaving::withdraw_one,
     showing::{GroupMember, GroupView},
 };
 use crate::{
@@ -129,8 +130,10 @@ impl Lifecycle {
             let reason = format!("meter {}: {why}", meter.meter_id);
             LifecycleError::Refused(refusal(why.code(), reason))
         };
-        let wish = errand.wish(call);
-        match plan(meter, &wish, &self.config.times, self.clock.unix_ms()).map_err(refused)? {
+        let (wish, now_ms) = (errand.wish(call), self.clock.unix_ms());
+        let mut meter = meter.clone();
+        withdraw_one(&mut meter, errand.group, (errand.value.kind, now_ms));
+        match plan(&meter, &wish, &self.config.times, now_ms).map_err(refused)? {
             Staging::Make(plan) => Ok(plan),
             Staging::Already(_) => Err(group_state(format!(
                 "meter {}: another value is staged there, which is not the group's: destroy that one first",
@@ -230,6 +233,7 @@ impl Lifecycle {
             ..errand.value
         };
         group.put_value(value);
+        withdraw_one(&mut meter, errand.group, (kind, now_ms));
         stage(&mut meter, &errand.wish(call), &planned, made, now_ms);
         meter.changed_by = meter.changed_by.next(now_ms);
         let entries = vec![

@@ -11,7 +11,7 @@ use crate::{
 use kms_core::{
     BlockNo, KeyKind, MeterId, Numbered as _, SecuritySetup, SystemTitle,
     fact::{Group, GroupName, GroupValue},
-    life::{choosing::Place, grouping::MemberState},
+    life::choosing::Place,
     ports::Proved,
 };
 
@@ -249,6 +249,5 @@ mod tests {
         assert!(meters("meter_ids", &vec!["m".to_owned(); PER_CALL_MAX + 1]).is_err());
         assert_eq!(page("").unwrap(), BlockNo(0));
         assert!(page("x").is_err());
-        assert_eq!(MemberState::Gone as i32, v1::GroupMemberState::Gone as i32);
     }
 }

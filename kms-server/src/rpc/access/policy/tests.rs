@@ -7,7 +7,8 @@ fn name(name: &str) -> CallerName {
 }
 
 fn looks(verb: Verb) -> bool {
-    matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
+    let of_groups = matches!(verb, Verb::GetGroup | Verb::ListGroups);
+    of_groups || matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
 }
 
 /// The table once more, by hand: who may call what.
