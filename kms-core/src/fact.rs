@@ -14,9 +14,7 @@ use crate::{
 mod groups;
 mod secrets;
 
-pub use groups::{
-    BadGroupName, Group, GroupName, GroupValue, MEMBERS_MAX, Membership, ValueStage,
-};
+pub use groups::{BadGroupName, Group, GroupName, GroupValue, MEMBERS_MAX, Membership, ValueStage};
 pub use secrets::{BlockSecrets, SecretStage, SecretsWish};
 
 /// Files that one block remembers. No record goes away, and whatever grows has a bound: over the 4,096 blocks of a

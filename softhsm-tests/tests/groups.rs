@@ -32,9 +32,8 @@ const GROUP: &str = "north-street";
 
 fn line(n: u64) -> String {
     let hex = |bytes: &[u8]| hex::encode_upper(bytes);
-    let key = |kind: &str, value: [u8; 16]| {
-        format!(r#"{{"kind":"{kind}","value":"{}"}}"#, hex(&value))
-    };
+    let key =
+        |kind: &str, value: [u8; 16]| format!(r#"{{"kind":"{kind}","value":"{}"}}"#, hex(&value));
     let keys = [
         key("GUEK", value(n, GUEK)),
         key("GBEK", value(SHARED, GBEK)),
@@ -105,8 +104,7 @@ impl Field {
         self.said += 1;
         let text = format!("broadcast {}", self.said).into_bytes();
         let set = Request::Set { id: 0xc1, at: LABEL, value: Value::Text(text.clone()) };
-        let form =
-            [CipheringForm::GeneralGlo, CipheringForm::Glo][usize::from(self.said % 2 == 0)];
+        let form = [CipheringForm::GeneralGlo, CipheringForm::Glo][usize::from(self.said % 2 == 0)];
         let sent = client.groups().broadcast(GROUP, set.write().into(), form).await.unwrap();
         assert_eq!((&sent.not_reached[..], sent.members), (&[][..], FLEET as u32));
         for message in &sent.messages {

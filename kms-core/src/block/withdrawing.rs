@@ -57,11 +57,9 @@ pub fn learnt(set_aside: &Record, theirs: Option<&Record>) -> Option<Fact> {
 fn forgets_more(ours: &Fact, theirs: Option<&Record>) -> bool {
     let resets = |fact: &Fact| match fact {
         Fact::List(list) => list.resets,
-        Fact::File(_)
-        | Fact::Secrets(_)
-        | Fact::Wish(_)
-        | Fact::Group(_)
-        | Fact::Membership(_) => 0,
+        Fact::File(_) | Fact::Secrets(_) | Fact::Wish(_) | Fact::Group(_) | Fact::Membership(_) => {
+            0
+        }
     };
     let theirs = match theirs {
         Some(Record::Fact(theirs)) => resets(theirs),

@@ -378,7 +378,9 @@ impl Allocator {
         let used = self.next.get(&wish.line.name).filter(|(used, _)| *used >= offset);
         let (offset, next) = used.copied().unwrap_or((offset, held.start));
         let counter_epoch = offset.counter_epoch(epoch)?;
-        if matches!(wish.purpose, Purpose::Traffic | Purpose::Broadcast) && next >= SEQUENCES - FOR_TRANSFER {
+        if matches!(wish.purpose, Purpose::Traffic | Purpose::Broadcast)
+            && next >= SEQUENCES - FOR_TRANSFER
+        {
             return Err(NotAllocated::ForTransfer);
         }
         if next >= SEQUENCES {

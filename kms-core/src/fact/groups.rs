@@ -217,9 +217,8 @@ impl Group {
         merged.wants_ms = self.wants_ms.max(other.wants_ms);
         merged.values = self.values.clone();
         for value in &other.values {
-            let same = |it: &&mut GroupValue| {
-                (it.kind, it.fingerprint) == (value.kind, value.fingerprint)
-            };
+            let same =
+                |it: &&mut GroupValue| (it.kind, it.fingerprint) == (value.kind, value.fingerprint);
             match merged.values.iter_mut().find(same) {
                 Some(known) => {
                     known.stage = known.stage.min(value.stage);

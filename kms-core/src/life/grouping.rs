@@ -3,7 +3,8 @@
 
 use super::choosing::Place;
 use crate::{
-    Fingerprint, KeyKind, KeyRecord, KeyState, MeterRecord, StateReason, TransferResult, fact::Group,
+    Fingerprint, KeyKind, KeyRecord, KeyState, MeterRecord, StateReason, TransferResult,
+    fact::Group,
 };
 
 crate::numbered! {
@@ -90,7 +91,9 @@ pub enum Unfit {
     #[error("its GAK is not the one that the group's broadcasts are authenticated with")]
     OtherGak,
     /// Its policy does not allow what the group sends.
-    #[error("the group's broadcasts get no tag, and the meter's policy does not allow encryption alone")]
+    #[error(
+        "the group's broadcasts get no tag, and the meter's policy does not allow encryption alone"
+    )]
     NeedsTag,
     /// A key of its own is staged, which is not the group's.
     #[error("a {0} of its own is staged: bring that one to its end, or destroy it")]
@@ -113,8 +116,9 @@ pub fn fits(group: &Group, meter: &MeterRecord, other: Option<&MeterRecord>) -> 
     if !group.authenticated && !policy.allow_encryption_only {
         return Err(Unfit::NeedsTag);
     }
-    let preferred =
-        |meter, kind| Place { setup: group.setup, kind }.preferred(meter).map(|key| key.fingerprint);
+    let preferred = |meter, kind| {
+        Place { setup: group.setup, kind }.preferred(meter).map(|key| key.fingerprint)
+    };
     let gak = preferred(meter, KeyKind::Gak);
     let known: Option<Fingerprint> = group.settled(KeyKind::Gak).map(|value| value.fingerprint);
     if group.authenticated && (gak.is_none() || known.is_some() && gak != known) {
@@ -122,7 +126,8 @@ pub fn fits(group: &Group, meter: &MeterRecord, other: Option<&MeterRecord>) -> 
     }
     for kind in [KeyKind::Gbek, KeyKind::Gak] {
         let staged = Place { setup: group.setup, kind }.staged(meter).map(|key| key.fingerprint);
-        let is_groups = staged.is_none_or(|its| group.in_flight(kind).any(|it| it.fingerprint == its));
+        let is_groups =
+            staged.is_none_or(|its| group.in_flight(kind).any(|it| it.fingerprint == its));
         if !is_groups && (group.authenticated || kind == KeyKind::Gbek) {
             return Err(Unfit::OwnKeyStaged(kind));
         }

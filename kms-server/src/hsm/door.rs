@@ -15,8 +15,8 @@ use tracing::Span;
 use zeroize::Zeroizing;
 
 use super::{
-    CeremonyKey, GcmOpen, HandedKeks, ImportKey, Made, MakeKeys, NotAuthentic, NotTrusted, RsaKey, ShareKey,
-    TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey,
+    CeremonyKey, GcmOpen, HandedKeks, ImportKey, Made, MakeKeys, NotAuthentic, NotTrusted, RsaKey,
+    ShareKey, TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey,
     figures::{Figures, Operation},
 };
 use crate::telemetry::{

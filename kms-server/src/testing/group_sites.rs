@@ -15,8 +15,8 @@ use kms_core::{
 
 use super::{
     groups::{
-        GBEK, Has, KEK, SHARED, broadcast, code, confirm, declare, finish, group, ids, join, member,
-        name, newest, place, rotate, states, transfer,
+        GBEK, Has, KEK, SHARED, broadcast, code, confirm, declare, finish, group, ids, join,
+        member, name, newest, place, rotate, states, transfer,
     },
     home::{at_home, at_two_homes},
     pair::{Network, Running, eventually, in_step, promote, sites},
@@ -53,7 +53,10 @@ fn the_groups_own_gak_changes_at_all_members_and_broadcasts_are_heard_meanwhile(
                     meters[at].gak = new.clone();
                 }
                 let sent = broadcast(on, &sending).await;
-                assert!(meters.iter_mut().all(|meter| meter.hears(&sent.messages)), "{n} {changed}");
+                assert!(
+                    meters.iter_mut().all(|meter| meter.hears(&sent.messages)),
+                    "{n} {changed}"
+                );
             }
             // It proves itself by what it sends.
             let push = push_with(n, 0x30, &value(n, GUEK), &new, b"\x0f\x00");

@@ -160,7 +160,8 @@ pub(super) async fn transfer(
     (n, kind): (u64, KeyKind),
     gak: &[u8],
 ) -> Vec<u8> {
-    let wanted = Sending { place: place(kind), pair: None, invoke_id_and_priority: 0xC1, form: None };
+    let wanted =
+        Sending { place: place(kind), pair: None, invoke_id_and_priority: 0xC1, form: None };
     let meter = MeterId::new(&id(n)).unwrap();
     let outgoing = on.next_transfer(&call("Rotation/NextTransfer"), &meter, &wanted).await.unwrap();
     let plain = Plain {
@@ -391,10 +392,7 @@ fn who_comes_gets_the_groups_key_and_who_goes_leaves_a_wish_for_another_one() {
         assert!(left.wants_gbek);
         let record = on.get_by_title(&title(7)).await.unwrap().record;
         let last = place(KeyKind::Gbek).versions(&record).last().unwrap();
-        assert_eq!(
-            (last.state, last.life.reason),
-            (KeyState::Deactivated, StateReason::Withdrawn)
-        );
+        assert_eq!((last.state, last.life.reason), (KeyState::Deactivated, StateReason::Withdrawn));
         // The rotation that is under way began before, and what it brings the leaver does not know; yet it might have.
         let refused = finish(on, KeyKind::Gbek, &[]).await.unwrap_err();
         assert_eq!(code(&refused), RefusalCode::MembersNotNamed);

@@ -141,9 +141,8 @@ impl Transmitting {
             return Err("its title of the broadcasting client is not the group's".to_owned());
         }
         let gbeks = self.of_kind(&meter, (group, KeyKind::Gbek), compromised);
-        let gaks = group
-            .authenticated
-            .then(|| self.of_kind(&meter, (group, KeyKind::Gak), compromised));
+        let gaks =
+            group.authenticated.then(|| self.of_kind(&meter, (group, KeyKind::Gak), compromised));
         Ok((gbeks, gaks))
     }
 
@@ -195,9 +194,11 @@ fn count(
         for gak in with {
             let sure = gbek.sure && gak.is_none_or(|gak| gak.sure);
             let versions = (gbek.version, gak.map_or(0, |gak| gak.version));
-            let of = pairs
-                .entry((gbek.value, gak.map(|gak| gak.value)))
-                .or_insert(Of { by: (title, versions, sure), reaches: 0, may_reach: 0 });
+            let of = pairs.entry((gbek.value, gak.map(|gak| gak.value))).or_insert(Of {
+                by: (title, versions, sure),
+                reaches: 0,
+                may_reach: 0,
+            });
             if sure && !of.by.2 {
                 of.by = (title, versions, sure);
             }
@@ -211,9 +212,10 @@ fn count(
 
 fn plain<'a>(
     group: &Group,
-    (title, versions, _): (SystemTitle, (u16, u16), bool),
-    (apdu, envelope): (&'a [u8], Envelope),
+    by: (SystemTitle, (u16, u16), bool),
+    what: (&'a [u8], Envelope),
 ) -> Plain<'a> {
+    let ((title, versions, _), (apdu, envelope)) = (by, what);
     Plain {
         apdu,
         whose: Whose::Title(title),

@@ -23,8 +23,8 @@ use kms_server::{
     audit::{self, Audit, Config, Parts},
     hsm::{
         BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, Hsm, ImportKey, ImportsKeys,
-        Made, MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, ShareKey, Signs, TakeKeys,
-        Taken, TokenError, TokenStatus, WrappedKey,
+        Made, MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, ShareKey, Signs,
+        TakeKeys, Taken, TokenError, TokenStatus, WrappedKey,
     },
     store::{
         AuditStore as _, WriteStore,

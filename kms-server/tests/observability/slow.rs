@@ -11,8 +11,8 @@ use kms_core::{
 };
 use kms_server::hsm::{
     BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, ImportKey, ImportsKeys, Made,
-    MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, ShareKey, Signs, StoreUnder, TakeKeys,
-    Taken, TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
+    MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, ShareKey, Signs, StoreUnder,
+    TakeKeys, Taken, TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
 };
 
 /// How slow the slow token is.

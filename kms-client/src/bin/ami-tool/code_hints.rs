@@ -5,6 +5,19 @@ use kms_core::RefusalCode;
 const LINE: &str = "mend the line in its file, then import it again: the others stay as they are";
 const FILE: &str = "have the file sealed again for this site (`site import-key`, `meter seal`)";
 
+/// Those about broadcast groups, as a pattern.
+macro_rules! of_groups {
+    () => {
+        RefusalCode::BreaksBroadcast
+            | RefusalCode::GroupKey
+            | RefusalCode::GroupMember
+            | RefusalCode::UnfitForGroup
+            | RefusalCode::NoSuchGroup
+            | RefusalCode::GroupState
+            | RefusalCode::MembersNotNamed
+    };
+}
+
 /// The way out of a refusal: a code without one does not compile.
 pub(crate) fn next_after(code: RefusalCode) -> &'static str {
     match code {
@@ -69,13 +82,7 @@ pub(crate) fn next_after(code: RefusalCode) -> &'static str {
         | RefusalCode::LastWay
         | RefusalCode::NotProved
         | RefusalCode::NoCarrierTitle => after_key(code),
-        RefusalCode::BreaksBroadcast
-        | RefusalCode::GroupKey
-        | RefusalCode::GroupMember
-        | RefusalCode::UnfitForGroup
-        | RefusalCode::NoSuchGroup
-        | RefusalCode::GroupState
-        | RefusalCode::MembersNotNamed => after_group(code),
+        of_groups!() => after_group(code),
     }
 }
 

@@ -7,10 +7,10 @@ use kms_client::{
 use kms_core::date::date;
 use serde_json::json;
 
-use crate::hex_digits::parse_hex;
 use crate::encrypt::{protected_json, protected_rows};
 use crate::failure::{Exit, Failure};
 use crate::group_args::{Add, Broadcast, Finish, GroupCommand, Named, Remove, Rotate};
+use crate::hex_digits::parse_hex;
 use crate::text::{block, say, say_json, say_unreplicated};
 
 pub(crate) async fn run(
@@ -139,7 +139,9 @@ async fn add(client: &KmsClient, what: Add, json: bool) -> Result<Exit, Failure>
     say(&format!("{} came in, the group's key is staged at {}", added.added, added.staged))?;
     say_refused(&added.refused)?;
     if added.staged > 0 {
-        say("next: `ami-tool key next-transfer ID GBEK` for each of these, and send what it prints")?;
+        say(
+            "next: `ami-tool key next-transfer ID GBEK` for each of these, and send what it prints",
+        )?;
     }
     say_unreplicated(added.replicated)?;
     Ok(good)
@@ -236,9 +238,9 @@ async fn encrypt(client: &KmsClient, what: Broadcast, json: bool) -> Result<Exit
             said["may_reach"] = json!(it.may_reach);
             said
         });
-        let unreached = not_reached.iter().map(|(title, reason)| {
-            json!({ "system_title": title_text(title), "reason": reason })
-        });
+        let unreached = not_reached
+            .iter()
+            .map(|(title, reason)| json!({ "system_title": title_text(title), "reason": reason }));
         say_json(&json!({
             "messages": messages.collect::<Vec<_>>(),
             "not_reached": unreached.collect::<Vec<_>>(),

@@ -5,7 +5,14 @@ use crate::{
 };
 
 fn value(kind: KeyKind, n: u8, since_ms: u64, stage: ValueStage) -> GroupValue {
-    GroupValue { kind, since_ms, fingerprint: Fingerprint([n; 16]), kcv: [n; 5], stage, made_here: true }
+    GroupValue {
+        kind,
+        since_ms,
+        fingerprint: Fingerprint([n; 16]),
+        kcv: [n; 5],
+        stage,
+        made_here: true,
+    }
 }
 
 fn title(n: u8) -> SystemTitle {

@@ -73,10 +73,11 @@ impl MakesKeys for MemoryToken {
 /// One key: identified, and wrapped twice.
 fn wrap_twice(
     keys: &Keys,
-    (label, wrap_keys): (&[u8], &[LockedKey]),
+    common: (&[u8], &[LockedKey]),
     (wanted, kek): (&WantedKey, &[u8]),
     key: &[u8],
 ) -> Result<NewKey, TokenError> {
+    let (label, wrap_keys) = common;
     let mac = |message: &[u8]| {
         cmac::compute(key, message).map_err(|error| refused(OPERATION, format!("{error:?}")))
     };

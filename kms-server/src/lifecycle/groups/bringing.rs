@@ -228,9 +228,10 @@ impl Lifecycle {
         &self,
         errand: &Errand<'_>,
         changes: &[Change],
-        (titles, wish, now_ms): (&[SystemTitle], &Wish, u64),
+        turn: (&[SystemTitle], &Wish, u64),
         brought: &mut Brought,
     ) -> Result<Vec<Target>, LifecycleError> {
+        let (titles, wish, now_ms) = turn;
         let mut targets = Vec::with_capacity(titles.len());
         for title in titles {
             let block = self.records.block_of(title);

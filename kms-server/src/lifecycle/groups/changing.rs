@@ -105,7 +105,10 @@ impl Lifecycle {
     ) -> Result<(Group, Vec<BlockMark>), LifecycleError> {
         let step = |known: Option<Group>, now_ms: u64| {
             if known.is_some_and(|group| group.deleted_ms.is_none()) {
-                return Err(group_state(format!("there is a broadcast group {} already", like.name)));
+                return Err(group_state(format!(
+                    "there is a broadcast group {} already",
+                    like.name
+                )));
             }
             Ok(Group {
                 created_ms: now_ms,

@@ -15,9 +15,7 @@ use kms_core::{
     KeyKind, MeterId, MeterRecord, Protection, Record, RecordKey, RefusalCode, SystemTitle,
     audit::{AuditOutcome, AuditedCall, Detail, Subject},
     block::BlockMark,
-    fact::{
-        Fact, FactName, Group, GroupName, GroupValue, MEMBERS_MAX, Membership, ValueStage,
-    },
+    fact::{Fact, FactName, Group, GroupName, GroupValue, MEMBERS_MAX, Membership, ValueStage},
     life::{choosing::Place, grouping::fits},
 };
 
@@ -135,7 +133,7 @@ impl Lifecycle {
         &self,
         call: &AuditedCall,
         (name, some): (&GroupName, &[Newcomer]),
-        (shared, like): (Option<GroupValue>, Option<&MeterRecord>),
+        how: (Option<GroupValue>, Option<&MeterRecord>),
         joined: &mut Joined,
     ) -> Result<(), LifecycleError> {
         let setup = self.group(name).await?.setup;
@@ -159,7 +157,7 @@ impl Lifecycle {
                 Some(Record::Meter(meter)) if meter.meter_id == *id => meter,
                 _ => return Err(LifecycleError::Busy),
             };
-            match enters(&mut group, &meter, (known, shared, like), now_ms) {
+            match enters(&mut group, &meter, (known, how), now_ms) {
                 Ok(None) => {}
                 Ok(Some(membership)) => {
                     change.put(Record::Fact(Fact::Membership(membership)));
@@ -169,9 +167,7 @@ impl Lifecycle {
                         ..Subject::meter(id)
                     };
                     let entry = call.entry(now_ms, subject, AuditOutcome::Done);
-                    entries.push(
-                        entry.with(Detail::Created, 1).with(Detail::Group, name.number()),
-                    );
+                    entries.push(entry.with(Detail::Created, 1).with(Detail::Group, name.number()));
                     joined.added += 1;
                 }
                 Err(why) => joined.refused.push((id.clone(), why)),
@@ -191,9 +187,10 @@ impl Lifecycle {
 fn enters(
     group: &mut Group,
     meter: &MeterRecord,
-    (known, shared, like): (Option<Fact>, Option<GroupValue>, Option<&MeterRecord>),
+    (known, how): (Option<Fact>, (Option<GroupValue>, Option<&MeterRecord>)),
     now_ms: u64,
 ) -> Result<Option<Membership>, Refusal> {
+    let (shared, like) = how;
     let title = meter.system_title;
     let stands = match known {
         Some(Fact::Membership(known)) if known.stands() => Some(known),

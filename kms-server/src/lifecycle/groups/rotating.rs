@@ -187,8 +187,7 @@ impl Lifecycle {
         let of_value = Errand { value, ..*errand };
         let mut lines = self.lines_for(&of_value, &one_of_each(view, errand.place())).await?;
         // The one that broadcasts go out on is there, whatever a member's policy names.
-        let name =
-            LineName { fingerprint: made.fingerprint, originator: view.group.originator };
+        let name = LineName { fingerprint: made.fingerprint, originator: view.group.originator };
         if errand.value.kind == KeyKind::Gbek && lines.iter().all(|line| line.name != name) {
             lines.push(Line::undeclared(name));
         }
@@ -209,8 +208,7 @@ impl Lifecycle {
         let of_lines = lines
             .iter()
             .map(|line| (self.counting.block_of(&line.name), RecordKey::line(&line.name)));
-        let mut changes =
-            self.writer.change_records(of_lines.chain([own, group_at])).await?;
+        let mut changes = self.writer.change_records(of_lines.chain([own, group_at])).await?;
         let at = |block| changes.iter().find(|it| it.block() == block).ok_or(LifecycleError::Busy);
         let mut group = alive(at(group_at.0)?.fact(&FactName::of_group(name)), name)?;
         let (kind, change) = (errand.value.kind, at(own.0)?);
@@ -283,7 +281,9 @@ fn check_begins(view: &GroupView, kind: KeyKind) -> Result<(), LifecycleError> {
         )));
     }
     if kind == KeyKind::Gak && !group.authenticated {
-        return Err(group_state(format!("the broadcasts of group {name} have no tag: it has no GAK")));
+        return Err(group_state(format!(
+            "the broadcasts of group {name} have no tag: it has no GAK"
+        )));
     }
     if members.is_empty() {
         return Err(group_state(format!("group {name} has no members")));

@@ -71,7 +71,9 @@ impl GroupMember {
             meter_id: record.as_ref().map(|meter| meter.meter_id.clone()),
             title,
             gbek,
-            gak: gak.map(|(state, _)| state).or_else(|| group.wanted(KeyKind::Gak).map(|_| nothing)),
+            gak: gak
+                .map(|(state, _)| state)
+                .or_else(|| group.wanted(KeyKind::Gak).map(|_| nothing)),
             gbek_version,
             gak_version: gak.map_or(0, |(_, version)| version),
             record,

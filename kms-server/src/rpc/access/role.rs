@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::verb::Verb;
+use super::verb::{Verb, of_groups};
 
 /// A caller's task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -91,8 +91,7 @@ impl Verb {
             | Self::EncryptBatch
             | Self::BeginHls
             | Self::AnswerHlsChallenge
-            | Self::VerifyHlsAnswer
-            | Self::EncryptBroadcast => &[Transmitter],
+            | Self::VerifyHlsAnswer => &[Transmitter],
             Self::CreateMeter
             | Self::DeleteMeter
             | Self::BuryDamagedMeter
@@ -108,25 +107,17 @@ impl Verb {
             | Self::AdmitEpoch
             | Self::ForgetRevocationList
             | Self::RotateBlockSecrets => &[AmiAdmin],
-            Self::StageKey
-            | Self::NextTransfer
-            | Self::ConfirmKey
-            | Self::RollBackKey
-            | Self::RotateGroupKey
-            | Self::FinishGroupRotation => &[AmiAdmin, Rotator],
-            Self::CreateGroup
-            | Self::AddMembers
-            | Self::RemoveMembers
-            | Self::DeleteGroup
-            | Self::ReviveKey
+            Self::StageKey | Self::NextTransfer | Self::ConfirmKey | Self::RollBackKey => {
+                &[AmiAdmin, Rotator]
+            }
+            of_groups!() => self.roles_in_groups(),
+            Self::ReviveKey
             | Self::CompromiseKey
             | Self::DestroyKey
             | Self::RestoreKey
             | Self::SetLegalHold => &[AmiAdmin],
             Self::SyncNow => &[AmiAdmin, Synchroniser],
-            Self::GetMeter | Self::ListMeters | Self::GetGroup | Self::ListGroups => {
-                &[AmiAdmin, Rotator, Auditor]
-            }
+            Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
             | Self::FetchBlocks
             | Self::FollowChanges
@@ -146,6 +137,18 @@ impl Verb {
             Self::ApproveCall => &[Approver],
             Self::AskAhead => &[AmiAdmin],
             Self::Health | Self::Reflection => &Role::ALL,
+        }
+    }
+}
+
+impl Verb {
+    /// Of the calls about broadcast groups.
+    const fn roles_in_groups(self) -> &'static [Role] {
+        match self {
+            Self::EncryptBroadcast => &[Role::Transmitter],
+            Self::RotateGroupKey | Self::FinishGroupRotation => &[Role::AmiAdmin, Role::Rotator],
+            Self::GetGroup | Self::ListGroups => &[Role::AmiAdmin, Role::Rotator, Role::Auditor],
+            _ => &[Role::AmiAdmin],
         }
     }
 }

@@ -195,6 +195,22 @@ verbs! {
     AskAhead = ApprovalsAskAhead;
 }
 
+/// The calls about broadcast groups, as a pattern.
+macro_rules! of_groups {
+    () => {
+        $crate::rpc::access::verb::Verb::CreateGroup
+            | $crate::rpc::access::verb::Verb::GetGroup
+            | $crate::rpc::access::verb::Verb::ListGroups
+            | $crate::rpc::access::verb::Verb::AddMembers
+            | $crate::rpc::access::verb::Verb::RemoveMembers
+            | $crate::rpc::access::verb::Verb::DeleteGroup
+            | $crate::rpc::access::verb::Verb::RotateGroupKey
+            | $crate::rpc::access::verb::Verb::FinishGroupRotation
+            | $crate::rpc::access::verb::Verb::EncryptBroadcast
+    };
+}
+pub(crate) use of_groups;
+
 impl Verb {
     /// The verb that an HTTP path calls.
     pub fn of_path(path: &str) -> Option<Self> {

@@ -4,7 +4,7 @@
 use kms_proto::v1::{Decision, EnrolPeerRequest, ResolveDivergenceRequest};
 use prost::Message as _;
 
-use super::verb::Verb;
+use super::verb::{Verb, of_groups};
 use kms_core::enrolment::request::SignedRequest;
 
 impl Verb {
@@ -43,19 +43,13 @@ impl Verb {
             | Self::DestroyKey
             | Self::RestoreKey
             | Self::SetLegalHold
-            | Self::CreateGroup
-            | Self::AddMembers
-            | Self::RemoveMembers
-            | Self::DeleteGroup
-            | Self::RotateGroupKey
-            | Self::FinishGroupRotation
-            | Self::EncryptBroadcast
             | Self::BeginHls
             | Self::AnswerHlsChallenge
             | Self::VerifyHlsAnswer
             | Self::Protect
             | Self::ForgetRevocationList
             | Self::RotateBlockSecrets => true,
+            of_groups!() => !matches!(self, Self::GetGroup | Self::ListGroups),
             Self::EnrolPeer | Self::ResolveDivergence => false,
             // A role changes where it is: who may not end an epoch hears that from the site itself.
             Self::Promote | Self::Demote | Self::AdmitEpoch => false,
@@ -68,8 +62,6 @@ impl Verb {
             | Self::Triage
             | Self::GetMeter
             | Self::ListMeters
-            | Self::GetGroup
-            | Self::ListGroups
             | Self::GetImportKey
             | Self::ListBlockHeads
             | Self::FetchBlocks

@@ -3,8 +3,8 @@
 
 mod about;
 mod asked;
-pub(crate) mod import_call;
 mod group_summary;
+pub(crate) mod import_call;
 mod key_summary;
 pub(crate) mod need;
 pub(crate) mod summary;

@@ -231,9 +231,15 @@ mod tests {
             carrier: None,
         };
         let read = wanted(asked.clone()).unwrap();
-        assert_eq!((read.setup, read.client, read.carrier.setup), (SecuritySetup(1), 5, read.setup));
+        assert_eq!(
+            (read.setup, read.client, read.carrier.setup),
+            (SecuritySetup(1), 5, read.setup)
+        );
         let shown = group(&read);
-        assert_eq!((shown.name, shown.client_title), (asked.name.clone(), asked.client_title.clone()));
+        assert_eq!(
+            (shown.name, shown.client_title),
+            (asked.name.clone(), asked.client_title.clone())
+        );
         for wrong in [
             v1::CreateGroupRequest { name: "a b".into(), ..asked.clone() },
             v1::CreateGroupRequest { security_setup: 256, ..asked.clone() },

@@ -19,8 +19,8 @@ use crate::rpc::{
     messages::shape::FORWARDED_BYTES,
     services::{
         approvals::ApprovalsService, audit::AuditService, ciphering::CipheringService,
-        groups::GroupsService, meters::MetersService, nodes::NodesService, replication::ReplicationService,
-        rotation::RotationService, site::SiteService,
+        groups::GroupsService, meters::MetersService, nodes::NodesService,
+        replication::ReplicationService, rotation::RotationService, site::SiteService,
     },
     shares::budget::Budget,
     tls::in_use::Tls,

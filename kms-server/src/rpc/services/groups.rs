@@ -219,9 +219,8 @@ impl groups_server::Groups for GroupsService {
         let ids = left_out.iter().map(|id| words::meter_id("left_out", id));
         let left_out = ids.collect::<Result<BTreeSet<_>, _>>()?;
         let (lifecycle, about) = (Arc::clone(&self.lifecycle), (call.clone(), 1));
-        let change = async move {
-            lifecycle.finish_group_rotation(&call, (&name, kind), &left_out).await
-        };
+        let change =
+            async move { lifecycle.finish_group_rotation(&call, (&name, kind), &left_out).await };
         let (group, states) = self.change(&permit, about, change).await?;
         let (group, replicated) = (Some(groups::group(&group)), self.replicated(&states).await);
         Ok(Response::new(FinishGroupRotationResponse { group, replicated }))

@@ -103,8 +103,5 @@ impl NodesService {
 /// The calls that a node hands on to the one that holds the counters.
 fn is_forwarded(verb: &Verb) -> bool {
     use Verb::{AnswerHlsChallenge, Encrypt, EncryptBatch, EncryptBroadcast, NextTransfer};
-    matches!(
-        verb,
-        Encrypt | EncryptBatch | AnswerHlsChallenge | NextTransfer | EncryptBroadcast
-    )
+    matches!(verb, Encrypt | EncryptBatch | AnswerHlsChallenge | NextTransfer | EncryptBroadcast)
 }

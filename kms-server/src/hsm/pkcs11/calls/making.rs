@@ -252,8 +252,7 @@ impl Maker<'_> {
         let missing = || Failure::Broken("a key is in a block that is not there".to_owned());
         let block = self.blocks.get(job.stored.0).ok_or_else(missing)?;
         let (session, mechanism) = (objects.session, Mechanism::AesKeyWrap);
-        let opened =
-            session.unwrap_key(&mechanism, block.opens, &job.stored.1, &fresh::shared());
+        let opened = session.unwrap_key(&mechanism, block.opens, &job.stored.1, &fresh::shared());
         let key = objects.keep(opened.map_err(Failure::from)?);
         match self.identify(session, key)?.0 == job.fingerprint {
             true => Ok(key),
