@@ -23,6 +23,7 @@
 //
 // 10 client       the way in
 // 9  meters       create, get, list, delete
+//    groups       broadcast groups
 // 8  rotation     the life of keys
 //    sealed       sealed import files
 // 7  audit        the audit log
@@ -72,6 +73,7 @@ mod config;
 mod digits;
 mod divergence;
 mod flow;
+mod groups;
 mod hedge;
 mod hls;
 mod import;
@@ -121,6 +123,11 @@ pub use divergence::{
 };
 pub use dlms::SystemTitle;
 pub use flow::Results;
+pub use groups::{
+    Broadcast, BroadcastMessage, GROUP_CALL_MAX, Group, GroupChanged, GroupMember, GroupRefusal,
+    GroupRotated, GroupValue, GroupView, Groups, MemberState, MembersAdded, MembersRemoved,
+    NewGroup, ValueStage,
+};
 pub use hls::{
     HlsAction, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsChallenge, HlsGiven,
     HlsVerified, HlsVersions,

@@ -62,5 +62,7 @@ numbered::serde_by_word!(
     MinimumProtection,
     StateReason,
     AssociationForm,
-    TransferResult
+    TransferResult,
+    fact::ValueStage,
+    life::grouping::MemberState
 );

@@ -81,6 +81,16 @@ fn row(method: Method) -> Row {
         | Method::RotationDestroyKey
         | Method::RotationRestoreKey
         | Method::RotationSetLegalHold => (&[AmiAdmin], BAD_FIELD),
+        Method::GroupsGetGroup => (&[AmiAdmin, Rotator, Auditor], BAD_FIELD),
+        Method::GroupsListGroups => (&[AmiAdmin, Rotator, Auditor], DONE),
+        Method::GroupsRotateGroupKey | Method::GroupsFinishGroupRotation => {
+            (&[AmiAdmin, Rotator], BAD_FIELD)
+        }
+        Method::GroupsCreateGroup
+        | Method::GroupsAddMembers
+        | Method::GroupsRemoveMembers
+        | Method::GroupsDeleteGroup => (&[AmiAdmin], BAD_FIELD),
+        Method::GroupsEncryptBroadcast => (&[Transmitter], BAD_FIELD),
         Method::NodesProtect => (&[Node], BAD_FIELD),
         // A single site: there is nobody to whom anything would be shown.
         Method::ReplicationListBlockHeads
@@ -159,6 +169,15 @@ fn can_need_two(method: Method) -> bool {
         | Method::RotationDestroyKey
         | Method::RotationRestoreKey
         | Method::RotationSetLegalHold
+        | Method::GroupsCreateGroup
+        | Method::GroupsGetGroup
+        | Method::GroupsListGroups
+        | Method::GroupsAddMembers
+        | Method::GroupsRemoveMembers
+        | Method::GroupsDeleteGroup
+        | Method::GroupsRotateGroupKey
+        | Method::GroupsFinishGroupRotation
+        | Method::GroupsEncryptBroadcast
         | Method::AuditListEvents
         | Method::AuditVerifyChain
         | Method::SiteGetStatus

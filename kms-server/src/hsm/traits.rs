@@ -11,6 +11,7 @@ use super::{
     import_key::ImportKey,
     making::{Made, MakeKeys},
     rsa_key::RsaKey,
+    sharing::ShareKey,
     site_keks::SiteKeks,
     taking::{TakeKeys, Taken},
     terms::{GcmOpen, NotAuthentic, TokenStatus, WrappedKey},
@@ -89,6 +90,10 @@ pub trait MakesKeys: Send + Sync + 'static {
     ///
     /// A KEK that does not open is an error of its own keys and leaves the others alone.
     fn make_keys(&self, job: &MakeKeys) -> Result<Made, TokenError>;
+
+    /// The same with a key that there is: opened out of what is stored of it, and wrapped for other meters. `Refused` if
+    /// that does not open; what opens as another key is no answer.
+    fn share_key(&self, job: &ShareKey) -> Result<Made, TokenError>;
 }
 
 /// Hands keys on to the token of another site, and takes what that site hands on.

@@ -107,6 +107,32 @@ impl Records {
             .collect())
     }
 
+    /// The facts of a kind in a block, verified with all of it; those that can't be read are left out.
+    pub async fn facts_of(&self, block: BlockNo, kind: u8) -> Result<Vec<Fact>, KeyringError> {
+        let (_, verified) = self.opener.verified(block).await?;
+        let of_kind = verified.authentic().filter(|it| it.key.as_bytes().first() == Some(&kind));
+        let facts = of_kind.filter_map(|stored| match verified.stands(&stored.key) {
+            Ok(Some(Record::Fact(fact))) => Some(fact),
+            _ => None,
+        });
+        Ok(facts.collect())
+    }
+
+    /// These records of one block, read and verified once: `None` for each that is not there, or can't be read.
+    pub async fn stand(
+        &self,
+        block: BlockNo,
+        keys: &[RecordKey],
+    ) -> Result<Vec<Option<Record>>, KeyringError> {
+        let (_, verified) = self.opener.verified(block).await?;
+        Ok(keys.iter().map(|key| verified.stands(key).unwrap_or(None)).collect())
+    }
+
+    /// The number of the domain's blocks.
+    pub fn blocks(&self) -> u32 {
+        self.opener.resident.blocks().get()
+    }
+
     /// Whether the domain has a block of this number.
     pub fn has_block(&self, block: BlockNo) -> bool {
         block.0 < self.opener.resident.blocks().get()

@@ -10,6 +10,7 @@ use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
 use crate::format_arg::{Format, format_of};
+use crate::group_args::GroupCommand;
 use crate::hls::HlsCommand;
 use crate::item_args::Items;
 use crate::key_args::KeyCommand;
@@ -110,6 +111,12 @@ pub(crate) enum Command {
     Key {
         #[command(subcommand)]
         command: KeyCommand,
+    },
+    /// Broadcast groups: meters that share one broadcast key, which is rotated for all of them
+    #[command(after_help = EXIT_CODES)]
+    Group {
+        #[command(subcommand)]
+        command: GroupCommand,
     },
     /// Be the second person of calls that need two
     #[command(after_help = EXIT_CODES)]

@@ -69,7 +69,7 @@ pub(crate) enum Form {
 }
 
 impl Form {
-    fn wanted(self) -> AssociationForm {
+    pub(crate) fn wanted(self) -> AssociationForm {
         match self {
             Self::Glo => AssociationForm::Glo,
             Self::Ded => AssociationForm::Ded,

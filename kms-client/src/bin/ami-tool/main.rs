@@ -17,6 +17,8 @@ mod encrypt;
 mod exit;
 mod failure;
 mod format_arg;
+mod group;
+mod group_args;
 mod hex_digits;
 mod hints;
 mod hls;
@@ -115,6 +117,7 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
         Command::Encrypt(what) => encrypt::encrypt(&client, what, json).await,
         Command::Hls { command } => hls::run(&client, command, json).await,
         Command::Key { command } => key::run(&client, command, json).await,
+        Command::Group { command } => group::run(&client, command, json).await,
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
         Command::Site { command } => match command {

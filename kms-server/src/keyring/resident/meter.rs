@@ -156,5 +156,12 @@ impl<'a> ResidentMeter<'a> {
 
 /// Of the only version of a plain meter: active, or not.
 const fn plain_standing(active: bool) -> Standing {
-    Standing { protects: active, active, carries: active, compromised: false, awaits: None }
+    Standing {
+        protects: active,
+        active,
+        carries: active,
+        compromised: false,
+        sent: false,
+        awaits: None,
+    }
 }

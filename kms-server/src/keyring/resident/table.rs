@@ -440,6 +440,7 @@ impl Filling<'_> {
             active: state.may_protect(),
             carries: state.may_carry(),
             compromised: !state.vouches(),
+            sent: key.life.transfer.as_ref().is_some_and(|it| it.sent_ms.is_some()),
             awaits: awaits_evidence(key).then_some(key.id),
         };
         Ok(SlotInfo { kind, setup, version, standing, held })

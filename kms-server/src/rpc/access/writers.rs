@@ -4,7 +4,7 @@
 use kms_proto::v1::{Decision, EnrolPeerRequest, ResolveDivergenceRequest};
 use prost::Message as _;
 
-use super::verb::Verb;
+use super::verb::{Verb, of_groups};
 use kms_core::enrolment::request::SignedRequest;
 
 impl Verb {
@@ -55,6 +55,7 @@ impl Verb {
             | Self::Protect
             | Self::ForgetRevocationList
             | Self::RotateBlockSecrets => true,
+            of_groups!() => !matches!(self, Self::GetGroup | Self::ListGroups),
             Self::EnrolPeer | Self::ResolveDivergence => false,
             // Each site has site KEKs of its own.
             Self::RotateSiteKek | Self::DestroySiteKek => false,

@@ -76,6 +76,7 @@ fn protecting(item: &Plain<'_>) -> Protecting {
         Purpose::Traffic => CounterPurpose::Traffic,
         Purpose::KeyTransfer => CounterPurpose::KeyTransfer,
         Purpose::Hls => CounterPurpose::Hls,
+        Purpose::Broadcast => CounterPurpose::Broadcast,
     };
     Protecting {
         security_setup: item.setup.0.into(),

@@ -7,7 +7,8 @@ fn name(name: &str) -> CallerName {
 }
 
 fn looks(verb: Verb) -> bool {
-    matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
+    let of_groups = matches!(verb, Verb::GetGroup | Verb::ListGroups);
+    of_groups || matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
 }
 
 /// The table once more, by hand: who may call what.
@@ -22,16 +23,23 @@ fn expected(role: Role, verb: Verb) -> bool {
                 | Verb::BeginHls
                 | Verb::AnswerHlsChallenge
                 | Verb::VerifyHlsAnswer
+                | Verb::EncryptBroadcast
         ),
         Role::AmiAdmin => {
             service == "Meters"
                 || service == "Rotation"
+                || service == "Groups" && verb != Verb::EncryptBroadcast
                 || service == "Site"
                 || matches!(verb, Verb::ListEvents | Verb::ListApprovals | Verb::AskAhead)
         }
         Role::Rotator => {
-            use Verb::{ConfirmKey, NextTransfer, RollBackKey, StageKey};
-            looks(verb) || matches!(verb, StageKey | NextTransfer | ConfirmKey | RollBackKey)
+            use Verb::{
+                ConfirmKey, FinishGroupRotation, NextTransfer, RollBackKey, RotateGroupKey,
+                StageKey,
+            };
+            looks(verb)
+                || matches!(verb, StageKey | NextTransfer | ConfirmKey | RollBackKey)
+                || matches!(verb, RotateGroupKey | FinishGroupRotation)
         }
         Role::Auditor => {
             use Verb::{
