@@ -12,6 +12,7 @@ use crate::failure::Failure;
 use crate::format_arg::{Format, format_of};
 use crate::item_args::Items;
 use crate::key_args::KeyCommand;
+use crate::rotate_args::{ROTATE_EXIT_CODES, RotateCommand};
 use crate::seal_args::Seal;
 use crate::site_args::{Enrol, Plan, RotateSecrets, SiteStatusArgs};
 use crate::triage_args::{CHECK_EXIT_CODES, CheckKeys, TRIAGE_EXIT_CODES, Triage};
@@ -103,6 +104,12 @@ pub(crate) enum Command {
     Key {
         #[command(subcommand)]
         command: KeyCommand,
+    },
+    /// Rotate the keys of many meters: campaigns, and what stands of a meter in one
+    #[command(after_help = ROTATE_EXIT_CODES)]
+    Rotate {
+        #[command(subcommand)]
+        command: RotateCommand,
     },
     /// Be the second person of calls that need two
     #[command(after_help = EXIT_CODES)]

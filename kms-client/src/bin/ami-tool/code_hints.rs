@@ -5,6 +5,20 @@ use kms_core::RefusalCode;
 const LINE: &str = "mend the line in its file, then import it again: the others stay as they are";
 const FILE: &str = "have the file sealed again for this site (`site import-key`, `meter seal`)";
 
+/// The codes of what becomes of campaigns.
+macro_rules! of_campaigns {
+    () => {
+        RefusalCode::NoSuchCampaign
+            | RefusalCode::CampaignState
+            | RefusalCode::TooManyCampaigns
+            | RefusalCode::InAnotherCampaign
+            | RefusalCode::LeaseOver
+            | RefusalCode::DrivenElsewhere
+            | RefusalCode::TooManyMembers
+            | RefusalCode::MeterUnknown
+    };
+}
+
 /// The way out of a refusal: a code without one does not compile.
 pub(crate) fn next_after(code: RefusalCode) -> &'static str {
     match code {
@@ -69,14 +83,7 @@ pub(crate) fn next_after(code: RefusalCode) -> &'static str {
         | RefusalCode::LastWay
         | RefusalCode::NotProved
         | RefusalCode::NoCarrierTitle => after_key(code),
-        RefusalCode::NoSuchCampaign
-        | RefusalCode::CampaignState
-        | RefusalCode::TooManyCampaigns
-        | RefusalCode::InAnotherCampaign
-        | RefusalCode::LeaseOver
-        | RefusalCode::DrivenElsewhere
-        | RefusalCode::TooManyMembers
-        | RefusalCode::MeterUnknown => after_campaign(code),
+        of_campaigns!() => after_campaign(code),
     }
 }
 

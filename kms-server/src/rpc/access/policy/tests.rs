@@ -7,7 +7,10 @@ fn name(name: &str) -> CallerName {
 }
 
 fn looks(verb: Verb) -> bool {
+    use Verb::{GetCampaign, GetMeterRotation, ListCampaignMembers, ListCampaigns, WatchCampaign};
     matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
+        || matches!(verb, GetCampaign | ListCampaigns | ListCampaignMembers | WatchCampaign)
+        || verb == GetMeterRotation
 }
 
 /// The table once more, by hand: who may call what.
@@ -25,13 +28,15 @@ fn expected(role: Role, verb: Verb) -> bool {
         ),
         Role::AmiAdmin => {
             service == "Meters"
-                || service == "Rotation"
+                || (service == "Rotation" && !matches!(verb, Verb::TakeWork | Verb::ReportWork))
                 || service == "Site"
                 || matches!(verb, Verb::ListEvents | Verb::ListApprovals | Verb::AskAhead)
         }
         Role::Rotator => {
-            use Verb::{ConfirmKey, NextTransfer, RollBackKey, StageKey};
-            looks(verb) || matches!(verb, StageKey | NextTransfer | ConfirmKey | RollBackKey)
+            use Verb::{ConfirmKey, NextTransfer, ReportWork, RollBackKey, StageKey, TakeWork};
+            looks(verb)
+                || matches!(verb, StageKey | NextTransfer | ConfirmKey | RollBackKey)
+                || matches!(verb, TakeWork | ReportWork)
         }
         Role::Auditor => {
             use Verb::{
