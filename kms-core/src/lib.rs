@@ -64,5 +64,9 @@ numbered::serde_by_word!(
     AssociationForm,
     TransferResult,
     fact::ValueStage,
-    life::grouping::MemberState
+    life::grouping::MemberState,
+    campaign::Status,
+    campaign::row::Phase,
+    campaign::row::Outcome,
+    campaign::row::Action
 );

@@ -35,6 +35,7 @@ fn row(method: Method) -> Row {
     const NO_FORMER_KEK: (Code, &str) = (Code::FailedPrecondition, "SITE_KEK");
     const SINGLE_SITE: (Code, &str) = (Code::FailedPrecondition, "SINGLE_SITE");
     const SECOND_PERSON: (Code, &str) = (Code::FailedPrecondition, "SECOND_PERSON_NEEDED");
+    const NO_SUCH_CAMPAIGN: (Code, &str) = (Code::InvalidArgument, "NO_SUCH_CAMPAIGN");
     const EPOCH_MOVED: (Code, &str) = (Code::Aborted, "EPOCH_MOVED");
     let (roles, answer): (&'static [Granted], _) = match method {
         Method::CipheringDecrypt => (&[Hes], DONE),
@@ -80,7 +81,17 @@ fn row(method: Method) -> Row {
         Method::RotationCompromiseKey
         | Method::RotationDestroyKey
         | Method::RotationRestoreKey
-        | Method::RotationSetLegalHold => (&[AmiAdmin], BAD_FIELD),
+        | Method::RotationSetLegalHold
+        | Method::RotationStartCampaign => (&[AmiAdmin], BAD_FIELD),
+        Method::RotationPauseCampaign
+        | Method::RotationResumeCampaign
+        | Method::RotationCancelCampaign => (&[AmiAdmin], NO_SUCH_CAMPAIGN),
+        Method::RotationTakeWork | Method::RotationReportWork => (&[Rotator], BAD_FIELD),
+        Method::RotationListCampaigns => (&[AmiAdmin, Rotator, Auditor], DONE),
+        Method::RotationGetMeterRotation => (&[AmiAdmin, Rotator, Auditor], BAD_FIELD),
+        Method::RotationGetCampaign
+        | Method::RotationListCampaignMembers
+        | Method::RotationWatchCampaign => (&[AmiAdmin, Rotator, Auditor], NO_SUCH_CAMPAIGN),
         Method::GroupsGetGroup => (&[AmiAdmin, Rotator, Auditor], BAD_FIELD),
         Method::GroupsListGroups => (&[AmiAdmin, Rotator, Auditor], DONE),
         Method::GroupsRotateGroupKey | Method::GroupsFinishGroupRotation => {
@@ -145,6 +156,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationShowHeadTables
         | Method::ReplicationFetchAuditEvents
         | Method::AuditFollowEvents
+        | Method::RotationWatchCampaign
         | Method::SiteSyncNow
         | Method::ApprovalsListApprovals
         | Method::ApprovalsApproveCall
@@ -178,6 +190,16 @@ fn can_need_two(method: Method) -> bool {
         | Method::GroupsRotateGroupKey
         | Method::GroupsFinishGroupRotation
         | Method::GroupsEncryptBroadcast
+        | Method::RotationStartCampaign
+        | Method::RotationGetCampaign
+        | Method::RotationListCampaigns
+        | Method::RotationListCampaignMembers
+        | Method::RotationPauseCampaign
+        | Method::RotationResumeCampaign
+        | Method::RotationCancelCampaign
+        | Method::RotationTakeWork
+        | Method::RotationReportWork
+        | Method::RotationGetMeterRotation
         | Method::AuditListEvents
         | Method::AuditVerifyChain
         | Method::SiteGetStatus

@@ -1,7 +1,9 @@
-//! What may be done next about a meter that is stuck, as commands: only what its record allows.
+//! What may be done next about a meter that is stuck, as commands of `ami-tool`: only what its record allows.
+
+use std::collections::BTreeSet;
 
 use crate::{
-    KeyKind, KeyState, MeterRecord,
+    KeyKind, KeyRecord, KeyState, MeterRecord,
     life::choosing::{Pair, Place},
 };
 
@@ -18,69 +20,128 @@ pub struct Advice {
 
 /// The steps, the gentlest first.
 pub fn advice(meter: &MeterRecord) -> Vec<Advice> {
+    let places: BTreeSet<Place> = meter.keys.iter().map(Place::of).collect();
+    let changing = |place: &Place| {
+        matches!(place.kind, KeyKind::Guek | KeyKind::Gak | KeyKind::Gbek | KeyKind::Kek)
+    };
     let mut all = Vec::new();
-    let places: std::collections::BTreeSet<Place> = meter.keys.iter().map(Place::of).collect();
-    for place in places {
-        let changing =
-            matches!(place.kind, KeyKind::Guek | KeyKind::Gak | KeyKind::Gbek | KeyKind::Kek);
-        if changing {
-            of_place(meter, place, &mut all);
+    for place in places.into_iter().filter(changing) {
+        let at = At { meter, place };
+        match place.staged(meter) {
+            Some(staged) => at.of_staged(staged, &mut all),
+            None => at.of_compromised(&mut all),
         }
+        at.of_versions(&mut all);
     }
     all
 }
 
-fn of_place(meter: &MeterRecord, place: Place, all: &mut Vec<Advice>) {
-    let (id, kind, setup) = (&meter.meter_id, place.kind.word(), place.setup.0);
-    let at = format!("{id} {kind} --setup {setup}");
-    let mut say = |command: String, reason: String| all.push(Advice { command, reason });
-    if let Some(staged) = place.staged(meter) {
-        let version = staged.version;
-        let transfer = staged.life.transfer.as_ref();
-        if transfer.is_some_and(|it| it.sent_ms.is_some()) {
-            let carrier = transfer.map_or(place.setup, |it| it.carrier.setup);
-            let tried = pairs(meter, carrier);
-            let word = |pair: &Pair| {
-                format!("{}/{}", pair.encryption, pair.authentication.unwrap_or_default())
-            };
-            let tried: Vec<String> = tried.iter().map(word).collect();
-            say(
-                format!("ami-tool hls challenge {id}"),
-                format!(
-                    "version {version} was handed out and is not shown: authenticate, or read anything, under each of the \
-                     pairs {} (GUEK/GAK) in turn; the one that answers says what the meter holds",
+/// A key of the meter.
+#[derive(Clone, Copy)]
+struct At<'m> {
+    meter: &'m MeterRecord,
+    place: Place,
+}
+
+impl At<'_> {
+    /// `ami-tool key …` of it, or of one of its versions.
+    fn command(self, verb: &str, version: Option<u16>) -> String {
+        let id = self.meter.meter_id.as_str();
+        let (dashed, id, kind) = (id.starts_with('-'), quoted(id), self.place.kind.word());
+        let version = version.map(|version| format!(" {version}")).unwrap_or_default();
+        let setup = match self.place.setup.0 {
+            0 => String::new(),
+            setup => format!(" --security-setup {setup}"),
+        };
+        // An id may begin with a dash: flags come first then, and an end of them.
+        match dashed {
+            true => format!("ami-tool key {verb}{setup} -- {id} {kind}{version}"),
+            false => format!("ami-tool key {verb} {id} {kind}{version}{setup}"),
+        }
+    }
+
+    /// One that waits to be shown.
+    fn of_staged(self, staged: &KeyRecord, all: &mut Vec<Advice>) {
+        let (version, transfer) = (staged.version, staged.life.transfer.as_ref());
+        let sent = transfer.is_some_and(|it| it.sent_ms.is_some());
+        if sent {
+            let carrier = transfer.map_or(self.place.setup, |it| it.carrier.setup);
+            let tried: Vec<String> = pairs(self.meter, carrier).iter().map(word).collect();
+            all.push(Advice {
+                command: format!("ami-tool decrypt --meter={} -", quoted(self.meter.meter_id.as_str())),
+                reason: format!(
+                    "version {version} was handed out and is not shown: authenticate to the meter (HLS), or read anything of \
+                     it, under each of the pairs {} (GUEK/GAK) in turn, and have what it sends opened: the pair that it \
+                     answers to is the one that it holds",
                     tried.join(", ")
                 ),
-            );
+            });
         }
-        say(
-            format!("ami-tool key transfer {at}"),
-            format!(
+        all.push(Advice {
+            command: self.command("next-transfer", None),
+            reason: format!(
                 "version {version} is staged: send it, under the pair that the meter answers to"
             ),
-        );
-        let sent = transfer.is_some_and(|it| it.sent_ms.is_some());
-        say(
-            format!("ami-tool key destroy {at} --version {version}{}", if sent { " --last-way" } else { "" }),
-            match sent {
-                true => "gives the staged version up: only if it is sure that the meter does not hold it".to_owned(),
-                false => "gives the staged version up: nobody has it but this service".to_owned(),
-            },
-        );
+        });
+        let (verb, reason) = match sent {
+            true => (
+                "destroy --last-way",
+                "gives the staged version up: only if it is sure that the meter does not hold it; takes two people",
+            ),
+            false => ("destroy", "gives the staged version up: nobody has it but this service"),
+        };
+        let command = self.command(verb, Some(version));
+        all.push(Advice { command, reason: reason.to_owned() });
     }
-    let preferred = place.preferred(meter).map(|key| key.version);
-    for key in place.versions(meter) {
-        let version = key.version;
-        match key.state {
-            KeyState::Active if preferred != Some(version) => say(
-                format!("ami-tool key rollback {at} --version {version}"),
-                "the meter fell back to this version: what is sent goes out under it again".to_owned(),
-            ),
-            KeyState::Deactivated => say(
-                format!("ami-tool key revive {at} --version {version}"),
-                "the meter was set back to this value: it goes on as a new version; takes two people".to_owned(),
-            ),
-            _ => {}
+
+    /// One that others know and that nothing follows.
+    fn of_compromised(self, all: &mut Vec<Advice>) {
+        let compromised = |key: &KeyRecord| key.state == KeyState::Compromised;
+        if self.place.preferred(self.meter).is_none()
+            && self.place.versions(self.meter).any(compromised)
+        {
+            all.push(Advice {
+                command: self.command("stage", None),
+                reason: "it is known to others, and no other one follows: have a new one made"
+                    .to_owned(),
+            });
         }
+    }
+
+    /// Versions that may be gone back to.
+    fn of_versions(self, all: &mut Vec<Advice>) {
+        let preferred = self.place.preferred(self.meter).map(|key| key.version);
+        for key in self.place.versions(self.meter) {
+            let (verb, reason) = match key.state {
+                KeyState::Destroyed => continue,
+                _ if key.life.destroy_at_ms.is_some() => {
+                    ("restore", "it is to be destroyed: this takes that back")
+                }
+                KeyState::Active if preferred != Some(key.version) => (
+                    "rollback",
+                    "if the meter fell back to this version: what is sent goes out under it again",
+                ),
+                KeyState::Deactivated => (
+                    "revive",
+                    "if the meter was set back to this value: it goes on as a new version; takes two people",
+                ),
+                _ => continue,
+            };
+            let command = self.command(verb, Some(key.version));
+            all.push(Advice { command, reason: reason.to_owned() });
+        }
+    }
+}
+
+fn word(pair: &Pair) -> String {
+    format!("{}/{}", pair.encryption, pair.authentication.unwrap_or_default())
+}
+
+/// An id as a shell takes it for one word.
+fn quoted(id: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:/@+,=%".contains(&byte);
+    match id.bytes().all(plain) {
+        true => id.to_owned(),
+        false => format!("'{}'", id.replace('\'', r"'\''")),
     }
 }

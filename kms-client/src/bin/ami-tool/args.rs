@@ -14,6 +14,7 @@ use crate::group_args::GroupCommand;
 use crate::hls::HlsCommand;
 use crate::item_args::Items;
 use crate::key_args::KeyCommand;
+use crate::rotate_args::{ROTATE_EXIT_CODES, RotateCommand};
 use crate::seal_args::Seal;
 use crate::site_args::{DestroyKek, Enrol, Plan, RotateKek, RotateSecrets, SiteStatusArgs};
 use crate::triage_args::{CHECK_EXIT_CODES, CheckKeys, TRIAGE_EXIT_CODES, Triage};
@@ -117,6 +118,12 @@ pub(crate) enum Command {
     Group {
         #[command(subcommand)]
         command: GroupCommand,
+    },
+    /// Rotate the keys of many meters: campaigns, and what stands of a meter in one
+    #[command(after_help = ROTATE_EXIT_CODES)]
+    Rotate {
+        #[command(subcommand)]
+        command: RotateCommand,
     },
     /// Be the second person of calls that need two
     #[command(after_help = EXIT_CODES)]

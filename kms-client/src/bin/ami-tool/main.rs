@@ -3,6 +3,8 @@
 //! [`args`] says what can be asked, one module a command carries it out, [`failure`] knows the exit
 //! codes.
 
+#[cfg(test)]
+mod advice_tests;
 mod approvals;
 mod args;
 mod asking;
@@ -38,6 +40,13 @@ mod receipt;
 mod recorded;
 mod refusals;
 mod roles;
+mod rotate;
+mod rotate_args;
+mod rotate_meter;
+mod rotate_start;
+mod rotate_text;
+mod rotate_watch;
+mod rotate_words;
 mod seal;
 mod seal_args;
 mod seconds;
@@ -118,6 +127,7 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
         Command::Hls { command } => hls::run(&client, command, json).await,
         Command::Key { command } => key::run(&client, command, json).await,
         Command::Group { command } => group::run(&client, command, json).await,
+        Command::Rotate { command } => rotate::run(&client, command, json).await,
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
         Command::Site { command } => match command {

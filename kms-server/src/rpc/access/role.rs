@@ -80,13 +80,8 @@ impl Verb {
             Transmitter,
         };
         match self {
-            Self::Decrypt
-            | Self::DecryptBatch
-            | Self::DecryptStream
-            | Self::VerifyMic
-            | Self::VerifyMicBatch
-            | Self::VerifyMicStream
-            | Self::Triage => &[Hes],
+            Self::Decrypt | Self::DecryptBatch | Self::DecryptStream | Self::Triage => &[Hes],
+            Self::VerifyMic | Self::VerifyMicBatch | Self::VerifyMicStream => &[Hes],
             Self::Encrypt
             | Self::EncryptBatch
             | Self::BeginHls

@@ -61,19 +61,11 @@ impl Verb {
             Self::RotateSiteKek | Self::DestroySiteKek => false,
             // A role changes where it is: who may not end an epoch hears that from the site itself.
             Self::Promote | Self::Demote | Self::AdmitEpoch => false,
-            Self::Decrypt
-            | Self::DecryptBatch
-            | Self::DecryptStream
-            | Self::VerifyMic
-            | Self::VerifyMicBatch
-            | Self::VerifyMicStream
-            | Self::Triage
-            | Self::GetCampaign
-            | Self::ListCampaigns
-            | Self::ListCampaignMembers
-            | Self::WatchCampaign
-            | Self::GetMeterRotation
-            | Self::GetMeter
+            Self::Decrypt | Self::DecryptBatch | Self::DecryptStream | Self::Triage => false,
+            Self::VerifyMic | Self::VerifyMicBatch | Self::VerifyMicStream => false,
+            Self::GetCampaign | Self::ListCampaigns | Self::ListCampaignMembers => false,
+            Self::WatchCampaign | Self::GetMeterRotation => false,
+            Self::GetMeter
             | Self::ListMeters
             | Self::GetImportKey
             | Self::ListBlockHeads

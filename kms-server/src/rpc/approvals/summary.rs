@@ -68,27 +68,16 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::GetBlockSecretRotation
         | Verb::GetSiteKekRotation
         | Verb::PlanPromotion => About::default(),
-        // Read by `import_call`; the others are never for two people: `Verb::may_need_two_people`.
-        Verb::Decrypt
-        | Verb::DecryptBatch
-        | Verb::DecryptStream
-        | Verb::VerifyMic
-        | Verb::VerifyMicBatch
-        | Verb::VerifyMicStream
-        | Verb::Encrypt
-        | Verb::EncryptBatch
-        | Verb::BeginHls
-        | Verb::AnswerHlsChallenge
-        | Verb::VerifyHlsAnswer
-        | Verb::ImportMeters
-        | Verb::Protect
-        | Verb::ListBlockHeads
-        | Verb::FetchBlocks
-        | Verb::FollowChanges
-        | Verb::ProveBlocks
+        // Read by `import_call`, which knows how far; the others are never for two people, see
+        // `Verb::may_need_two_people`.
+        Verb::Decrypt | Verb::DecryptBatch | Verb::DecryptStream => About::default(),
+        Verb::VerifyMic | Verb::VerifyMicBatch | Verb::VerifyMicStream => About::default(),
+        Verb::Encrypt | Verb::EncryptBatch | Verb::Protect => About::default(),
+        Verb::BeginHls | Verb::AnswerHlsChallenge | Verb::VerifyHlsAnswer => About::default(),
+        Verb::ListBlockHeads | Verb::FetchBlocks | Verb::FollowChanges => About::default(),
+        Verb::ProveBlocks | Verb::ExchangeMarks | Verb::ListFloors => About::default(),
+        Verb::ImportMeters
         | Verb::ListRoleRecords
-        | Verb::ExchangeMarks
-        | Verb::ListFloors
         | Verb::ReportDivergence
         | Verb::HandEvidence
         | Verb::ShowHeadTables

@@ -7,8 +7,10 @@ fn name(name: &str) -> CallerName {
 }
 
 fn looks(verb: Verb) -> bool {
-    let of_groups = matches!(verb, Verb::GetGroup | Verb::ListGroups);
-    of_groups || matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
+    use Verb::{GetCampaign, GetMeterRotation, ListCampaignMembers, ListCampaigns, WatchCampaign};
+    matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
+        || matches!(verb, GetCampaign | ListCampaigns | ListCampaignMembers | WatchCampaign)
+        || matches!(verb, GetMeterRotation | Verb::GetGroup | Verb::ListGroups)
 }
 
 /// The table once more, by hand: who may call what.
@@ -27,19 +29,19 @@ fn expected(role: Role, verb: Verb) -> bool {
         ),
         Role::AmiAdmin => {
             service == "Meters"
-                || service == "Rotation"
+                || (service == "Rotation" && !matches!(verb, Verb::TakeWork | Verb::ReportWork))
                 || service == "Groups" && verb != Verb::EncryptBroadcast
                 || service == "Site"
                 || matches!(verb, Verb::ListEvents | Verb::ListApprovals | Verb::AskAhead)
         }
         Role::Rotator => {
             use Verb::{
-                ConfirmKey, FinishGroupRotation, NextTransfer, RollBackKey, RotateGroupKey,
-                StageKey,
+                ConfirmKey, FinishGroupRotation, NextTransfer, ReportWork, RollBackKey,
+                RotateGroupKey, StageKey, TakeWork,
             };
             looks(verb)
                 || matches!(verb, StageKey | NextTransfer | ConfirmKey | RollBackKey)
-                || matches!(verb, RotateGroupKey | FinishGroupRotation)
+                || matches!(verb, RotateGroupKey | FinishGroupRotation | TakeWork | ReportWork)
         }
         Role::Auditor => {
             use Verb::{
