@@ -23,6 +23,7 @@
 //
 // 10 client       the way in
 // 9  meters       create, get, list, delete
+//    campaigns    many meters' keys
 // 8  rotation     the life of keys
 //    sealed       sealed import files
 // 7  audit        the audit log
@@ -65,6 +66,7 @@ mod approvals;
 mod audit;
 mod board;
 mod call;
+mod campaigns;
 mod ciphering;
 mod client;
 mod columns;
@@ -110,6 +112,12 @@ pub use audit::{
     ChainReport, Expected, KnownHead,
 };
 pub use call::{CallError, ConnectError, ProtocolError};
+pub use campaigns::{
+    Campaign, CampaignLabel, CampaignMember, CampaignPolicy, CampaignProgress, CampaignStart,
+    CampaignStarted, CampaignStatus, CampaignWindow, KeyPair, KeyTried, LeftOut, MemberState,
+    MembersOf, MeterRotation, MeterSelection, NextAction, TakenWork, TransportOutcome, Work,
+    WorkAction, WorkReport, WorkVerdict,
+};
 pub use ciphering::StreamOptions;
 pub use client::KmsClient;
 pub use columns::{PackedBatch, PackedReply};

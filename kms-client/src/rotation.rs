@@ -35,7 +35,7 @@ pub struct KeyPlace {
 }
 
 /// The association that carries a transfer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct KeyCarrier {
     /// e in `0.0.43.0.e.255`: the setup whose keys protect it.
     pub security_setup: u8,
@@ -154,6 +154,10 @@ pub struct KeyCondemned {
 impl Rotation {
     pub(crate) fn of(transport: Arc<Transport>) -> Self {
         Self { transport }
+    }
+
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
     }
 
     /// Has a key made for a meter. Asked again, whoever asks, it is the same one. Refused as `NOT_PROVED` while the other
@@ -288,17 +292,34 @@ impl KeyPlace {
     }
 }
 
-impl StageOptions {
-    fn to_wire(self, place: &KeyPlace) -> v1::StageKeyRequest {
-        let carrier = |KeyCarrier { security_setup, client, form }| v1::KeyCarrier {
-            security_setup: u32::from(security_setup),
+impl KeyCarrier {
+    pub(crate) fn to_wire(self) -> v1::KeyCarrier {
+        let Self { security_setup, client, form } = self;
+        v1::KeyCarrier {
+            security_setup: security_setup.into(),
             client: client.into(),
             form: form as i32,
-        };
+        }
+    }
+
+    pub(crate) fn from_wire(wire: v1::KeyCarrier) -> Result<Self, ProtocolError> {
+        let v1::KeyCarrier { security_setup, client, form } = wire;
+        let out_of_range = |what| move |_| ProtocolError::OutOfRange { what };
+        Ok(Self {
+            security_setup: u8::try_from(security_setup)
+                .map_err(out_of_range("carrier.security_setup"))?,
+            client: u16::try_from(client).map_err(out_of_range("carrier.client"))?,
+            form: crate::meter::numbered(form)?,
+        })
+    }
+}
+
+impl StageOptions {
+    fn to_wire(self, place: &KeyPlace) -> v1::StageKeyRequest {
         v1::StageKeyRequest {
             place: Some(place.to_wire()),
             class_version: self.class_version.into(),
-            carrier: self.carrier.map(carrier),
+            carrier: self.carrier.map(KeyCarrier::to_wire),
             kek_version: self.kek_version.into(),
             protection: self.protection.map_or(0, |protection| protection as i32),
             allow_unreplicated: self.allow_unreplicated,

@@ -62,5 +62,9 @@ numbered::serde_by_word!(
     MinimumProtection,
     StateReason,
     AssociationForm,
-    TransferResult
+    TransferResult,
+    campaign::Status,
+    campaign::row::Phase,
+    campaign::row::Outcome,
+    campaign::row::Action
 );

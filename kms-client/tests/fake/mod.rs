@@ -14,6 +14,7 @@ use kms_proto::v1::site_server::Site;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+pub(crate) mod campaigns;
 mod ciphering;
 mod rotation;
 mod world;
@@ -54,6 +55,8 @@ pub(crate) struct Script {
     pub(crate) request_ids: Mutex<Vec<String>>,
     /// Of the calls about keys.
     pub(crate) rotation: rotation::Rotated,
+    /// Of those about campaigns.
+    pub(crate) campaigns: campaigns::Campaigned,
 }
 
 impl Script {

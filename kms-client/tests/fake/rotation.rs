@@ -9,7 +9,7 @@ use kms_proto::v1::rotation_server::Rotation;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use super::Fake;
+use super::{Fake, Replies};
 
 /// What was asked, and what is answered.
 #[derive(Default)]
@@ -46,7 +46,7 @@ fn key(state: v1::KeyState, reason: v1::KeyStateReason) -> v1::Key {
 }
 
 impl Fake {
-    async fn begin_rotation<T>(&self, request: &Request<T>) -> Result<&Rotated, Status> {
+    pub(super) async fn begin_rotation<T>(&self, request: &Request<T>) -> Result<&Rotated, Status> {
         self.0.begin_change(request).await?;
         match *self.0.rotation.refuses.lock().unwrap() {
             Some(word) => {
@@ -189,5 +189,84 @@ impl Rotation for Fake {
         rotated.holds.lock().unwrap().push(request.into_inner());
         let replicated = self.0.replicated();
         Ok(Response::new(v1::SetLegalHoldResponse { changed: true, replicated }))
+    }
+
+    async fn start_campaign(
+        &self,
+        request: Request<v1::StartCampaignRequest>,
+    ) -> Result<Response<v1::StartCampaignResponse>, Status> {
+        self.start(request).await
+    }
+
+    async fn get_campaign(
+        &self,
+        request: Request<v1::GetCampaignRequest>,
+    ) -> Result<Response<v1::Campaign>, Status> {
+        self.get(request).await
+    }
+
+    async fn list_campaigns(
+        &self,
+        request: Request<v1::ListCampaignsRequest>,
+    ) -> Result<Response<v1::ListCampaignsResponse>, Status> {
+        self.list(request).await
+    }
+
+    async fn list_campaign_members(
+        &self,
+        request: Request<v1::ListCampaignMembersRequest>,
+    ) -> Result<Response<v1::ListCampaignMembersResponse>, Status> {
+        self.members(request).await
+    }
+
+    async fn pause_campaign(
+        &self,
+        request: Request<v1::PauseCampaignRequest>,
+    ) -> Result<Response<v1::Campaign>, Status> {
+        self.pause(request).await
+    }
+
+    async fn resume_campaign(
+        &self,
+        request: Request<v1::ResumeCampaignRequest>,
+    ) -> Result<Response<v1::Campaign>, Status> {
+        self.resume(request).await
+    }
+
+    async fn cancel_campaign(
+        &self,
+        request: Request<v1::CancelCampaignRequest>,
+    ) -> Result<Response<v1::Campaign>, Status> {
+        self.cancel(request).await
+    }
+
+    async fn take_work(
+        &self,
+        request: Request<v1::TakeWorkRequest>,
+    ) -> Result<Response<v1::TakeWorkResponse>, Status> {
+        self.take(request).await
+    }
+
+    async fn report_work(
+        &self,
+        request: Request<v1::ReportWorkRequest>,
+    ) -> Result<Response<v1::ReportWorkResponse>, Status> {
+        self.report(request).await
+    }
+
+    async fn get_meter_rotation(
+        &self,
+        request: Request<v1::GetMeterRotationRequest>,
+    ) -> Result<Response<v1::GetMeterRotationResponse>, Status> {
+        self.meter_rotation(request).await
+    }
+
+    type WatchCampaignStream = Replies<v1::Campaign>;
+
+    async fn watch_campaign(
+        &self,
+        request: Request<v1::WatchCampaignRequest>,
+    ) -> Result<Response<Self::WatchCampaignStream>, Status> {
+        self.watch(request).await
     }
 }

@@ -69,6 +69,14 @@ pub(crate) fn next_after(code: RefusalCode) -> &'static str {
         | RefusalCode::LastWay
         | RefusalCode::NotProved
         | RefusalCode::NoCarrierTitle => after_key(code),
+        RefusalCode::NoSuchCampaign
+        | RefusalCode::CampaignState
+        | RefusalCode::TooManyCampaigns
+        | RefusalCode::InAnotherCampaign
+        | RefusalCode::LeaseOver
+        | RefusalCode::DrivenElsewhere
+        | RefusalCode::TooManyMembers
+        | RefusalCode::MeterUnknown => after_campaign(code),
     }
 }
 
@@ -162,5 +170,30 @@ fn after_key(code: RefusalCode) -> &'static str {
             "give that client a title of its own (`meter set-policy`, `client_title` or `client_titles`), then run it again"
         }
         _ => "`meter get` shows the meter's keys, their versions and states",
+    }
+}
+
+fn after_campaign(code: RefusalCode) -> &'static str {
+    match code {
+        RefusalCode::NoSuchCampaign => "`rotate list` shows those that are remembered",
+        RefusalCode::CampaignState => {
+            "`rotate status NAME` says how it stands; one that is over is not begun again: give a new one another name"
+        }
+        RefusalCode::TooManyCampaigns => {
+            "`rotate list` shows them: let one come to its end, or `rotate cancel NAME`"
+        }
+        RefusalCode::InAnotherCampaign => {
+            "`rotate meter ID` names it: wait until it is over, or `rotate cancel` it"
+        }
+        RefusalCode::LeaseOver => {
+            "nothing was sent: take work anew (TakeWork); a longer `--lease` gives slow meters more time"
+        }
+        RefusalCode::DrivenElsewhere => {
+            "run it again within a minute or two, or name the server that drives it in `endpoints`"
+        }
+        RefusalCode::TooManyMembers => {
+            "make several campaigns of it: `--where profile=…`, `--where title=…`"
+        }
+        _ => "`meter list` shows what there is",
     }
 }

@@ -69,7 +69,7 @@ pub(crate) enum Form {
 }
 
 impl Form {
-    fn wanted(self) -> AssociationForm {
+    pub(crate) fn wanted(self) -> AssociationForm {
         match self {
             Self::Glo => AssociationForm::Glo,
             Self::Ded => AssociationForm::Ded,
@@ -319,6 +319,7 @@ mod tests {
             authentication_key_version: 2,
             invoke_id_and_priority: 66,
             form: Some(AssociationForm::Glo),
+            lease: 0,
         };
         assert_eq!(sending(line), Some(named));
         for bad in ["--encryption-version 1", "--authentication-version 1", "--invoke-id 256"] {
