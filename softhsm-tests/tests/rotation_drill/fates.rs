@@ -1,6 +1,6 @@
 //! What befalls whom, and when: one cut of one step of a case, or a storm over a fleet.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use simulated_meter::{Chance, cuts::Cut};
 
@@ -13,9 +13,12 @@ const STRUCK: u32 = 24;
 #[derive(Default)]
 pub(crate) struct Fates {
     cases: BTreeMap<u64, (u32, Cut)>,
+    is_calm: bool,
     /// Steps that each meter has made.
     pub(crate) steps: BTreeMap<u64, u32>,
     storm: Option<Storm>,
+    /// Those whom something befell.
+    pub(crate) struck: BTreeSet<u64>,
     /// By the place of each in [`Cut::ALL`].
     pub(crate) befell: [u64; Cut::ALL.len()],
 }
@@ -29,9 +32,10 @@ struct Storm {
 }
 
 impl Fates {
-    /// Each meter is cut once, at one of its steps.
-    pub(crate) fn cases(cases: BTreeMap<u64, (u32, Cut)>) -> Self {
-        Self { cases, ..Self::default() }
+    /// Each of these meters is cut once, at one of its steps.
+    pub(crate) fn add(&mut self, cases: BTreeMap<u64, (u32, Cut)>) {
+        self.cases.extend(cases);
+        self.is_calm = false;
     }
 
     /// Meters are struck by chance, and some at a time by so many kills of the server and one failover, spread over the
@@ -53,7 +57,13 @@ impl Fates {
         if let Some(storm) = &mut self.storm {
             return storm.next();
         }
-        self.cases.get(&n).filter(|(step, _)| *step == at).map(|(_, cut)| *cut)
+        let case = self.cases.get(&n).filter(|_| !self.is_calm);
+        case.filter(|(step, _)| *step == at).map(|(_, cut)| *cut)
+    }
+
+    /// Where and how a meter is cut.
+    pub(crate) fn of(&self, n: u64) -> Option<(u32, Cut)> {
+        self.cases.get(&n).copied()
     }
 
     /// The step of a meter came to nothing before anything could befall it: it is made again.
@@ -61,14 +71,15 @@ impl Fates {
         *self.steps.entry(n).or_insert(1) -= 1;
     }
 
-    pub(crate) fn befell(&mut self, cut: Cut) {
+    pub(crate) fn befell(&mut self, n: u64, cut: Cut) {
+        self.struck.insert(n);
         let at = Cut::ALL.iter().position(|it| *it == cut).unwrap();
         self.befell[at] += 1;
     }
 
     /// From now on nothing befalls anybody.
     pub(crate) fn calm(&mut self) {
-        self.cases.clear();
+        self.is_calm = true;
         self.storm = None;
     }
 }

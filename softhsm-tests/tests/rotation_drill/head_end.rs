@@ -222,6 +222,12 @@ impl Drill {
             back.extend(self.field.exchange(act.n, (over, &acse::RELEASE), None));
             back.retain(|it| *it != acse::RELEASED);
         }
+        for said in back.iter().filter(|it| is_exception(it)) {
+            self.note(format!("a transfer: {:02x?}", &said[..3]));
+        }
+        if back.is_empty() {
+            self.note("a transfer: nothing".to_owned());
+        }
         act.heard(back);
     }
 
@@ -299,7 +305,7 @@ impl Drill {
                     self.fates.again(act.n);
                     act.cut = act.cut.filter(|it| *it == Cut::Failover);
                 }
-                Some(cut) => self.fates.befell(cut),
+                Some(cut) => self.fates.befell(act.n, cut),
                 None if nothing => self.fates.again(act.n),
                 None => {}
             }

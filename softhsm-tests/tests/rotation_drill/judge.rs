@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use kms_client::{Apdu, Verdict};
 use kms_proto::v1::{self, KeyKind, KeyPair};
 use simulated_meter::{
-    Policy,
+    Dialect, Policy,
     frame::Frame,
     service::{Exception, Response},
 };
@@ -24,6 +24,8 @@ const LOT: usize = 256;
 const LONG_S: u64 = 1_000;
 /// A meter is asked so often before it is given up.
 const TRIES: usize = 6;
+/// Counters that one person may declare at once: two counter epochs.
+const STEP: u32 = 1 << 25;
 /// Evidence is written a moment after the message that shows it was opened.
 const MOMENT: Duration = Duration::from_millis(300);
 
@@ -110,7 +112,8 @@ impl Drill {
                 }
                 Answered::Counter(expected, sent) if expected > sent => {
                     declared = true;
-                    self.sites.declare(n, Some(expected - 1)).await;
+                    println!("  {} expects {expected:08X} and got {sent:08X}", self.about(n).await);
+                    self.declare_above(n, expected - 1).await;
                 }
                 Answered::Counter(..) => {
                     judged.bounded += 1;
@@ -120,13 +123,53 @@ impl Drill {
             }
             next = self.question(n).await;
         }
+        let about = self.about(n).await;
+        judged.wrong.push(format!("{about} is not reached"));
+    }
+
+    /// A meter, its ways, what befell it, and what the service says of it.
+    pub(crate) async fn about(&self, n: u64) -> String {
         let device = &self.field.devices[&n];
-        let keys = device.meter.waiting(0).len();
-        judged.wrong.push(format!(
-            "{} is not reached, {keys} of its keys wait: {:?}",
+        let request = v1::GetMeterRotationRequest { meter_id: id(n) };
+        let rotation = within(self.sites.people().get_meter_rotation(request)).await;
+        let rotation = rotation.unwrap_or_default();
+        let keys = rotation.keys.iter().filter(|key| key.kind() != KeyKind::Kek);
+        let keys: Vec<String> = keys
+            .map(|key| {
+                let (kind, version, state) = (key.kind(), key.version, key.state());
+                let preferred = if key.preferred { " preferred" } else { "" };
+                format!("{} {version} {}{preferred}", kind.as_str_name(), state.as_str_name())
+            })
+            .collect();
+        let member = rotation.member.unwrap_or_default();
+        let tried = member.tried.iter().map(|it| {
+            let pair = it.pair.unwrap_or_default();
+            let (e, a) = (pair.encryption_key_version, pair.authentication_key_version);
+            format!("{e}/{a} {}", it.outcome().as_str_name().trim_start_matches("TRANSPORT_OUTCOME_"))
+        });
+        let tried: Vec<String> = tried.collect();
+        format!(
+            "{} ({}; {:?}; {} waiting; {:?} last {:?} {} failures; tried {}; {})",
             id(n),
-            device.dialect
-        ));
+            ways(&device.dialect),
+            self.fates.of(n),
+            device.meter.waiting(0).len(),
+            member.state(),
+            member.last_outcome(),
+            member.failures,
+            tried.join(", "),
+            keys.join(", ")
+        )
+    }
+
+    /// Declares a counter; where the step is longer than one person may say, in several.
+    async fn declare_above(&self, n: u64, last: u32) {
+        let mut steps: Vec<u32> =
+            (0..=last >> 25).map(|step| step << 25 | STEP - 1).filter(|it| *it < last).collect();
+        steps.push(last);
+        for last in steps {
+            self.sites.declare(n, Some(last)).await;
+        }
     }
 
     async fn question(&mut self, n: u64) -> Option<Vec<u8>> {
@@ -199,15 +242,15 @@ impl Drill {
             let apdus: Vec<Apdu> = ciphered.iter().map(named).collect();
             let opened = self.sites.client().decrypt_batch(apdus).await.unwrap();
             for ((n, _), opened) in ciphered.iter().zip(opened) {
-                let dialect = &self.field.devices[n].dialect;
-                let due = match dialect.policy {
+                let due = match self.field.devices[n].dialect.policy {
                     Policy::Encrypted => Verdict::OkUnauthenticated,
                     _ => Verdict::Ok,
                 };
                 let plain = opened.plaintext.as_deref().and_then(|it| it.first());
                 if opened.verdict() != due || plain != Some(&0x0f) {
                     let verdict = opened.verdict();
-                    wrong.push(format!("a push of {} is {verdict:?}: {dialect:?}", id(*n)));
+                    let about = self.about(*n).await;
+                    wrong.push(format!("a push of {about} is {verdict:?}"));
                 }
             }
         }
@@ -237,4 +280,12 @@ impl Drill {
         let rest = self.field.with_unread().len() as u64;
         assert_eq!(rest, 0, "meters were sent what nobody can read");
     }
+}
+
+/// In which fields it differs from the book.
+pub(crate) fn ways(dialect: &Dialect) -> String {
+    let [said, book] = [dialect, &Dialect::BY_THE_BOOK].map(|it| format!("{it:?}"));
+    let fields = said.split(", ").zip(book.split(", ")).filter(|(said, book)| said != book);
+    let fields: Vec<&str> = fields.map(|(said, _)| said.trim_end_matches(" }")).collect();
+    if fields.is_empty() { "by the book".to_owned() } else { fields.join(", ") }
 }
