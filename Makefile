@@ -66,7 +66,7 @@ proto: ## Write proto/src/generated anew, after a change of a .proto file
 
 KEYS ?= 100000
 KILLS ?= 100
-site-keys-drill: ## Rotate block secrets over KEYS meters while the server is killed KILLS times
+site-keys-drill: ## Rotate block secrets, then the site KEK, over KEYS meters while the server is killed KILLS times each
 	$(CARGO) build --locked --workspace --bins
 	SITE_KEYS_KEYS=$(KEYS) SITE_KEYS_KILLS=$(KILLS) $(CARGO) nextest run --locked --workspace --test site_keys --no-capture
 

@@ -28,6 +28,9 @@ const ACTION_REQUEST_NORMAL: [u8; 2] = [0xC3, 0x01];
 /// action-response: choice action-response-normal.
 const ACTION_RESPONSE_NORMAL: [u8; 2] = [0xC7, 0x01];
 
+/// Bytes of a key of 16 or 32 bytes under its KEK, RFC 3394.
+const WRAPPED_LENS: [usize; 2] = [24, 40];
+
 // Tags of Data.
 const ARRAY: u8 = 1;
 const STRUCTURE: u8 = 2;
@@ -52,6 +55,28 @@ pub fn key_transfer(
     out.extend_from_slice(&[ARRAY, 1, STRUCTURE, 2, ENUM, key as u8, OCTET_STRING]);
     axdr::write_length(wrapped.len() as u32, out); // 24 or 40.
     out.extend_from_slice(wrapped);
+}
+
+/// Whether a plain APDU is, whole, an action-request that transfers one key, as [`key_transfer`] builds it.
+pub fn is_key_transfer(plain: &[u8]) -> bool {
+    let [_, _, invoke, _, _, _, _, _, _, setup, _, _, _, _, _, _, _, _, key, ..] = *plain else {
+        return false;
+    };
+    let key = match key {
+        0 => TransferredKey::GlobalUnicastEncryption,
+        1 => TransferredKey::GlobalBroadcastEncryption,
+        2 => TransferredKey::Authentication,
+        3 => TransferredKey::Master,
+        _ => return false,
+    };
+    WRAPPED_LENS.iter().any(|len| {
+        let Some(wrapped) = plain.len().checked_sub(*len).and_then(|at| plain.get(at..)) else {
+            return false;
+        };
+        let mut built = Vec::with_capacity(plain.len());
+        key_transfer(invoke, setup, (key, wrapped), &mut built);
+        built == plain
+    })
 }
 
 /// The invoke-id and the action-result (0: success) of a plain action-response; `None`: it is none.
@@ -99,6 +124,29 @@ mod tests {
         key_transfer(0x41, 7, (TransferredKey::Master, &[9; 40]), &mut out);
         assert_eq!(&out[..21], bytes("C30141 0040 00002B0007FF 02 01 0101 0202 1603 0928"));
         assert_eq!(&out[21..], [9; 40]);
+    }
+
+    #[test]
+    fn a_transfer_of_one_key_is_told_from_all_else() {
+        for (key, len) in
+            [(TransferredKey::GlobalUnicastEncryption, 24), (TransferredKey::Master, 40)]
+        {
+            let mut good = Vec::new();
+            key_transfer(0x41, 7, (key, &[9; 40][..len]), &mut good);
+            assert!(is_key_transfer(&good));
+            // The invoke-id, e of the setup and the wrapped key are anybody's.
+            let free = |at: usize| at == 2 || at == 9 || at >= good.len() - len;
+            for at in 0..good.len() {
+                let mut other = good.clone();
+                other[at] ^= 0x40;
+                assert_eq!(is_key_transfer(&other), free(at), "{at}");
+                assert!(!is_key_transfer(&good[..at]), "{at}");
+            }
+            assert!(!is_key_transfer(&[&good[..], &[0]].concat()));
+        }
+        let mut short = Vec::new();
+        key_transfer(0x41, 7, (TransferredKey::Master, &[9; 32]), &mut short);
+        assert!(!is_key_transfer(&short));
     }
 
     #[test]

@@ -5,8 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use dlms::hls::{
-    Exchange, HlsError, SecretMechanism, check_challenge, compute_with_secret, reads_as_apdu,
-    verify_with_secret,
+    Exchange, HlsError, SecretMechanism, check_challenge, compute_with_secret, is_reply,
+    reads_as_apdu, reply, verify_with_secret,
 };
 use dlms::{
     CipheredApdu, Envelope, FreshCounter, GeneralCipheringAad, GeneralCipheringHeader, KeySet,
@@ -193,6 +193,22 @@ fn what_could_be_read_as_an_apdu_is_no_challenge_whatever_trails() {
 }
 
 /// What would be given away: the answer to a challenge that is a command is that command's tag.
+#[test]
+fn a_reply_is_told_from_all_else() {
+    let good = reply(0xC1, &[7; 17]);
+    assert!(is_reply(&good));
+    // The invoke-id, e of the association and the answer are anybody's.
+    let free = |at: usize| at == 2 || at == 9 || at >= 15;
+    for at in 0..good.len() {
+        let mut other = good.clone();
+        other[at] ^= 0x10;
+        assert_eq!(is_reply(&other), free(at), "{at}");
+        assert!(!is_reply(&good[..at]), "{at}");
+    }
+    assert!(!is_reply(&[&good[..], &[0]].concat()) && !is_reply(&reply(0xC1, &[])));
+    assert!(is_reply(&reply(0xC1, &[7; 64])));
+}
+
 #[test]
 fn the_answer_to_a_command_would_be_its_tag() {
     let command = bytes("C301C100460000600300FF010F00");

@@ -3,7 +3,6 @@
 use kms_core::enrolment::{Fingerprint, bundle::SignedEnrolment, request::SignedRequest};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 
 use crate::apdu::{Apdu, Checked, Opened};
@@ -18,7 +17,8 @@ use crate::divergence::{
 };
 use crate::flow::Results;
 use crate::hls::{
-    self, HlsAction, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsGiven, HlsVerified,
+    self, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsChallenge, HlsGiven, HlsVerified,
+    HlsVersions,
 };
 use crate::meters::Meters;
 use crate::names::MeterName;
@@ -29,6 +29,7 @@ use crate::request_id::RequestId;
 use crate::role::{self, PromoteOptions, Promoted, SiteStanding};
 use crate::rotation::Rotation;
 use crate::site::{self, SiteStatus};
+use crate::site_keks::{self, SiteKekRotation};
 use crate::site_keys::{self, BlockSecretRotation};
 use crate::sites::Errand;
 use crate::stubs;
@@ -156,19 +157,20 @@ impl KmsClient {
     pub async fn answer_hls_challenge(
         &self,
         association: &HlsAssociation,
-        challenge: Bytes,
-        action: Option<HlsAction>,
+        asked: HlsChallenge,
     ) -> Result<HlsAnswered, CallError> {
-        hls::answer(&self.transport, association, challenge, action).await
+        hls::answer(&self.transport, association, asked).await
     }
 
-    /// Verifies the meter's answer to our challenge. The association ends with it.
+    /// Verifies the meter's answer to our challenge, under this pair or else under each live one. The association ends with
+    /// it.
     pub async fn verify_hls_answer(
         &self,
         association: &HlsAssociation,
         given: HlsGiven,
+        versions: Option<HlsVersions>,
     ) -> Result<HlsVerified, CallError> {
-        hls::verify(&self.transport, association, given).await
+        hls::verify(&self.transport, association, given, versions).await
     }
 
     /// Opens whatever `apdus` yields, for as long as it does, in order. The cheapest way to open
@@ -307,6 +309,23 @@ impl KmsClient {
     /// How far the last rotation of block secrets is.
     pub async fn block_secret_rotation(&self) -> Result<BlockSecretRotation, CallError> {
         site_keys::look(&self.transport).await
+    }
+
+    /// Has the site KEK of the token of the server that is asked replaced by a new one, or says how far the rotation is that
+    /// is under way.
+    pub async fn rotate_site_kek(&self) -> Result<SiteKekRotation, CallError> {
+        site_keks::rotate(&self.transport).await
+    }
+
+    /// How far the last rotation of the site KEK is.
+    pub async fn site_kek_rotation(&self) -> Result<SiteKekRotation, CallError> {
+        site_keks::look(&self.transport).await
+    }
+
+    /// Has the former site KEK of this id destroyed, and those before it. Backups that were made under one open with nothing
+    /// else.
+    pub async fn destroy_site_kek(&self, id: &[u8]) -> Result<SiteKekRotation, CallError> {
+        site_keks::destroy(&self.transport, id).await
     }
 
     /// Has a site brought in step with the primary and proved so. The last message says `done`; where the stream

@@ -34,11 +34,37 @@ pub struct HlsBegin {
     pub challenge_length: u8,
     /// Of mechanism 5. `None`: by the key's length, 0 or 2.
     pub security_suite: Option<u8>,
+    /// The pair that the meter is presumed to hold; `None`: the preferred one.
+    pub versions: Option<HlsVersions>,
+}
+
+/// Versions of GUEK and GAK that are staged, active or compromised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HlsVersions {
+    /// Of the GUEK, from 1 on.
+    pub encryption: u16,
+    /// Of the GAK, from 1 on.
+    pub authentication: u16,
 }
 
 /// The name of an association. It stands in no log.
 #[derive(Clone, PartialEq, Eq)]
 pub struct HlsAssociation(Bytes);
+
+impl HlsAssociation {
+    /// Bytes of a handle.
+    const LEN: usize = 32;
+
+    /// The handle that was given before; `None`: none has so many bytes.
+    pub fn from_bytes(bytes: impl Into<Bytes>) -> Option<Self> {
+        Some(Self(bytes.into())).filter(|it| it.0.len() == Self::LEN)
+    }
+
+    /// The handle: whoever has it goes on with the association.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 impl std::fmt::Debug for HlsAssociation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -78,6 +104,17 @@ pub struct HlsAction {
     pub protection: ApduProtection,
 }
 
+/// A meter's challenge to answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HlsChallenge {
+    /// StoC.
+    pub challenge: Bytes,
+    /// `None`: the answer is wanted bare.
+    pub action: Option<HlsAction>,
+    /// Another pair than the association was begun with; `None`: that.
+    pub versions: Option<HlsVersions>,
+}
+
 /// The answer to a meter's challenge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HlsAnswered {
@@ -89,6 +126,10 @@ pub struct HlsAnswered {
     pub invocation_counter: u32,
     /// The counter of the APDU around it; 0: there is none.
     pub apdu_invocation_counter: u32,
+    /// Version of the GUEK that it was made with, or that is around it; 0: none took part.
+    pub encryption_key_version: u32,
+    /// Version of the GAK; 0: none took part.
+    pub authentication_key_version: u32,
     /// Says more of a verdict that is not `OK`.
     pub refusal: Option<Refusal>,
     /// One sentence for people.
@@ -121,6 +162,11 @@ pub struct HlsVerified {
     pub reason: Option<String>,
 }
 
+/// As the wire has it: 0 and 0 where none is named.
+fn versions_of(versions: Option<HlsVersions>) -> (u32, u32) {
+    versions.map_or((0, 0), |it| (it.encryption.into(), it.authentication.into()))
+}
+
 fn said(reason: String) -> Option<String> {
     Some(reason).filter(|reason| !reason.is_empty())
 }
@@ -135,6 +181,7 @@ fn contradiction(what: &'static str, verdict: Verdict) -> CallError {
 
 /// Begins one.
 pub(crate) async fn begin(transport: &Transport, what: &HlsBegin) -> Result<HlsBegun, CallError> {
+    let (encryption_key_version, authentication_key_version) = versions_of(what.versions);
     let request = v1::BeginHlsRequest {
         meter_id: id_of(&what.meter),
         system_title: title_of(&what.meter),
@@ -143,6 +190,8 @@ pub(crate) async fn begin(transport: &Transport, what: &HlsBegin) -> Result<HlsB
         mechanism: what.mechanism.into(),
         challenge_length: what.challenge_length.into(),
         security_suite: what.security_suite.map(u32::from),
+        encryption_key_version,
+        authentication_key_version,
     };
     let send = |link, request| async move { stubs::ciphering(link).begin_hls(request).await };
     let reply: v1::BeginHlsResponse = transport.call(Errand::Write, request, send).await?;
@@ -166,19 +215,21 @@ pub(crate) async fn begin(transport: &Transport, what: &HlsBegin) -> Result<HlsB
 pub(crate) async fn answer(
     transport: &Transport,
     association: &HlsAssociation,
-    challenge: Bytes,
-    action: Option<HlsAction>,
+    HlsChallenge { challenge, action, versions }: HlsChallenge,
 ) -> Result<HlsAnswered, CallError> {
     let wire = |action: HlsAction| v1::HlsAction {
         invoke_id_and_priority: action.invoke_id_and_priority.into(),
         form: action.form as i32,
         protection: action.protection as i32,
     };
+    let (encryption_key_version, authentication_key_version) = versions_of(versions);
     let request = v1::AnswerHlsChallengeRequest {
         association: association.0.clone(),
         challenge,
         mechanism: 0,
         action: action.map(wire),
+        encryption_key_version,
+        authentication_key_version,
     };
     let send =
         |link, request| async move { stubs::ciphering(link).answer_hls_challenge(request).await };
@@ -198,6 +249,8 @@ pub(crate) async fn answer(
         bytes: Some(bytes).filter(|_| is_ok),
         invocation_counter: reply.invocation_counter,
         apdu_invocation_counter: reply.apdu_invocation_counter,
+        encryption_key_version: reply.encryption_key_version,
+        authentication_key_version: reply.authentication_key_version,
         refusal: refusal(reply.refusal),
         reason: said(reply.reason),
     })
@@ -208,13 +261,20 @@ pub(crate) async fn verify(
     transport: &Transport,
     association: &HlsAssociation,
     given: HlsGiven,
+    versions: Option<HlsVersions>,
 ) -> Result<HlsVerified, CallError> {
     let (answer, apdu) = match given {
         HlsGiven::Bare(answer) => (answer, Bytes::new()),
         HlsGiven::Carried(apdu) => (Bytes::new(), apdu),
     };
-    let association = association.0.clone();
-    let request = v1::VerifyHlsAnswerRequest { association, answer, apdu };
+    let (encryption_key_version, authentication_key_version) = versions_of(versions);
+    let request = v1::VerifyHlsAnswerRequest {
+        association: association.0.clone(),
+        answer,
+        apdu,
+        encryption_key_version,
+        authentication_key_version,
+    };
     let send =
         |link, request| async move { stubs::ciphering(link).verify_hls_answer(request).await };
     let reply: v1::VerifyHlsAnswerResponse = transport.call(Errand::Write, request, send).await?;

@@ -96,6 +96,7 @@ mod secret;
 mod setup;
 pub mod shipment;
 mod site;
+mod site_keks;
 mod site_keys;
 mod sites;
 mod stubs;
@@ -128,7 +129,10 @@ pub use divergence::{
 };
 pub use dlms::SystemTitle;
 pub use flow::Results;
-pub use hls::{HlsAction, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsGiven, HlsVerified};
+pub use hls::{
+    HlsAction, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsChallenge, HlsGiven,
+    HlsVerified, HlsVersions,
+};
 pub use import::{ImportCounts, ImportResult, ImportResults, ImportRules, Outcome};
 pub use kms_core::counters::refusal::Refusal as TransmitRefusal;
 pub use meter::{
@@ -159,6 +163,7 @@ pub use secret::KeyBytes;
 pub use site::{
     KeyringStatus, SiteStatus, SiteToken, StandbyStatus, StoreStatus, TokenStatus, WarmUp,
 };
+pub use site_keks::SiteKekRotation;
 pub use site_keys::{BlockSecretRotation, BlockWaiting};
 pub use syncing::{SyncDifference, SyncFailure, SyncOptions, SyncProgress};
 pub use transmitting::{

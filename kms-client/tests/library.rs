@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use fake::{Script, World};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_client::{
-    Apdu, ApduProtection, CallError, CipheringForm, ClientConfig, HlsAction, HlsBegin, HlsGiven,
-    ImportFormat, ImportRecords, ImportRules, KmsClient, Listed, MeterId, MeterName, NewMeter,
-    Outcome, PlainApdu, Protecting, RequestId, StreamOptions, Verdict,
+    Apdu, ApduProtection, CallError, CipheringForm, ClientConfig, HlsAction, HlsBegin,
+    HlsChallenge, HlsGiven, HlsVersions, ImportFormat, ImportRecords, ImportRules, KmsClient,
+    Listed, MeterId, MeterName, NewMeter, Outcome, PlainApdu, Protecting, RequestId, StreamOptions,
+    Verdict,
 };
 use tonic::Code;
 
@@ -111,6 +112,7 @@ async fn no_step_of_an_association_is_sent_twice_and_an_answer_that_was_not_aske
         mechanism: 5,
         challenge_length: 9,
         security_suite: None,
+        versions: None,
     };
     let error = client.begin_hls(&begin).await.unwrap_err();
     assert!(matches!(error, CallError::Unavailable { .. }), "{error}");
@@ -118,18 +120,25 @@ async fn no_step_of_an_association_is_sent_twice_and_an_answer_that_was_not_aske
     let begun = client.begin_hls(&begin).await.unwrap();
     assert_eq!((begun.verdict, &begun.challenge[..]), (Verdict::Ok, &[b'c'; 9][..]));
     let open = begun.association.unwrap();
-    let answer = client.answer_hls_challenge(&open, (&b"StoC"[..]).into(), None).await.unwrap();
+    let versions = Some(HlsVersions { encryption: 2, authentication: 1 });
+    let asked = HlsChallenge { challenge: (&b"StoC"[..]).into(), action: None, versions };
+    let answer = client.answer_hls_challenge(&open, asked.clone()).await.unwrap();
     assert_eq!(answer.bytes.as_deref(), Some(&b"StoC"[..]));
+    assert_eq!((answer.encryption_key_version, answer.authentication_key_version), (2, 1));
     let (form, protection) = (CipheringForm::Glo, ApduProtection::AuthenticatedEncrypted);
     let action = HlsAction { invoke_id_and_priority: 0xC1, form, protection };
-    let bare = client.answer_hls_challenge(&open, (&b"StoC"[..]).into(), Some(action)).await;
+    let asked = HlsChallenge { action: Some(action), ..asked };
+    let bare = client.answer_hls_challenge(&open, asked).await;
     assert!(matches!(bare, Err(CallError::Protocol(_))), "{bare:?}");
     for (given, verdict) in [
         (HlsGiven::Bare((&b"good"[..]).into()), Verdict::Ok),
         (HlsGiven::Carried((&b"good"[..]).into()), Verdict::Ok),
         (HlsGiven::Bare((&b"bad"[..]).into()), Verdict::MicFailure),
     ] {
-        assert_eq!(client.verify_hls_answer(&open, given).await.unwrap().verdict, verdict);
+        assert_eq!(
+            client.verify_hls_answer(&open, given, versions).await.unwrap().verdict,
+            verdict
+        );
     }
     let nameless = client.begin_hls(&HlsBegin { mechanism: 3, ..begin }).await;
     assert!(matches!(nameless, Err(CallError::Protocol(_))), "{nameless:?}");

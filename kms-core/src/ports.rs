@@ -113,6 +113,40 @@ pub trait EvidenceSink: Send + Sync + 'static {
     fn shown(&self, title: &SystemTitle, shown: &Shown, apdu: &[u8]);
 }
 
+/// A message of a meter that shows which keys it has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetersMessage {
+    /// The meter.
+    pub title: SystemTitle,
+    /// The ciphered APDU.
+    pub apdu: Box<[u8]>,
+}
+
+impl MetersMessage {
+    /// The most that are handed over at once.
+    pub const AT_ONCE: usize = 64;
+    /// The longest one that is. A meter that has only longer ones is heard by the site that writes.
+    pub const LEN_MAX: usize = 2_048;
+}
+
+/// Brings what meters have shown here to the site that writes.
+#[async_trait]
+pub trait EvidenceCourier: Send + Sync + 'static {
+    /// Whether that site has taken these: it opens them itself.
+    async fn hand(&self, messages: Vec<MetersMessage>) -> bool;
+}
+
+/// There is no other site.
+#[derive(Clone, Copy, Debug)]
+pub struct NoCourier;
+
+#[async_trait]
+impl EvidenceCourier for NoCourier {
+    async fn hand(&self, _: Vec<MetersMessage>) -> bool {
+        false
+    }
+}
+
 /// Nobody hears it.
 #[derive(Clone, Copy, Debug)]
 pub struct NoEvidence;
@@ -135,14 +169,21 @@ pub enum Proved {
 /// Has the other site prove that it has what was committed here. No lock is held meanwhile.
 #[async_trait]
 pub trait ProofGate: Send + Sync + 'static {
-    /// Asks for proofs of these blocks as they are now, with a bound of its own.
-    async fn prove(&self, blocks: &[BlockNo]) -> Proved;
+    /// Asks for proofs of these blocks as they are now, with a bound of its own: an answer for each.
+    async fn prove_each(&self, blocks: &[BlockNo]) -> Vec<Proved>;
+
+    /// The same of all of them together.
+    async fn prove(&self, blocks: &[BlockNo]) -> Proved {
+        let each = self.prove_each(blocks).await;
+        let missing = each.iter().position(|it| *it != Proved::Yes);
+        missing.map_or(Proved::Yes, |at| each.into_iter().nth(at).unwrap_or(Proved::Yes))
+    }
 }
 
 #[async_trait]
 impl ProofGate for NoOtherSite {
-    async fn prove(&self, _: &[BlockNo]) -> Proved {
-        Proved::NotApplicable
+    async fn prove_each(&self, blocks: &[BlockNo]) -> Vec<Proved> {
+        vec![Proved::NotApplicable; blocks.len()]
     }
 }
 

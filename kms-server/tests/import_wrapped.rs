@@ -54,6 +54,7 @@ impl Site {
         let site = site_common::Site::with(home, options).await;
         let transmitting = Arc::new(site.transmitting(true, None));
         let associations = Arc::new(site.associations(Arc::clone(&transmitting), Arc::default()));
+        let kek = site.kek_rotation();
         let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, .. } = site;
         let domain = store.domain().await.unwrap().unwrap();
         let signer = KeyPair::generate().unwrap();
@@ -65,6 +66,7 @@ impl Site {
             associations,
             lifecycle: Arc::new(lifecycle.with_signers(signers)),
             rotation: site_common::rotation_of(&keyring, &clock, None),
+            kek,
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),
             hsm: hsm.clone(),

@@ -14,7 +14,7 @@ use hsm_common::Home;
 use kms_core::{ClearKey, SealedKek, block::keys};
 use kms_server::{
     hsm::{Hsm, KeyLen, NotMade, TokenError},
-    keyring::{Change, KeyToMake, MadeValue, TakeError},
+    keyring::{Change, KeyToMake, KeysOfBlock, MadeValue, TakeError},
 };
 use site_common::{Options, Site, meter, run, title};
 use slow::Slow;
@@ -53,13 +53,13 @@ async fn changes(site: &Site) -> Vec<Change> {
 }
 
 async fn make(site: &Site, keks: &[Vec<u8>]) -> Result<Vec<Result<MadeValue, NotMade>>, TakeError> {
-    let changes = changes(site).await;
+    let blocks: Vec<KeysOfBlock> = changes(site).await.into_iter().map(Change::into_keys).collect();
     let wanted: Vec<KeyToMake<'_>> = (1..=METERS)
         .zip(keks)
         .map(|(n, kek)| {
             let block = site.keyring.reader.block_of(&title(n));
-            let change = changes.iter().find(|change| change.block() == block).unwrap();
-            KeyToMake { change, under: under(n), len: KeyLen::Aes128, kek }
+            let block = blocks.iter().find(|keys| keys.block() == block).unwrap();
+            KeyToMake { block, under: under(n), len: KeyLen::Aes128, kek }
         })
         .collect();
     site.keyring.taker.make_keys(&wanted).await

@@ -38,6 +38,7 @@ const PLAIN: &[u8] = b"\x0F\x00\x00\x00\x01data notification";
 async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::hsm::Hsm) {
     let transmitting = Arc::new(inner.transmitting(true, None));
     let associations = Arc::new(inner.associations(Arc::clone(&transmitting), Arc::default()));
+    let kek = inner.kek_rotation();
     let site_common::Site { store, measured, hsm, keyring, ciphering, lifecycle, audit, .. } =
         inner;
     let domain = store.domain().await.unwrap().unwrap();
@@ -48,6 +49,7 @@ async fn serve(inner: site_common::Site, limits: Limits) -> (Site, kms_server::h
         associations,
         lifecycle: Arc::new(lifecycle),
         rotation: site_common::rotation_of(&keyring, &clock, None),
+        kek,
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),
         hsm: token.clone(),

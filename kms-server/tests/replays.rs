@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
 
 mod hsm_common;
+#[path = "replays/lives.rs"]
+mod lives;
 #[path = "replays/owners.rs"]
 mod owners;
 mod site_common;
@@ -118,14 +120,23 @@ impl World {
 
     /// Sealed by one of the signers.
     fn seal_by(&self, signer: usize, lines: &[String], sealed_ms: u64) -> File {
+        let meter = |line: &String| kms_client::NewMeter::from_json(line.as_bytes()).unwrap();
+        self.seal_meters(signer, lines.iter().map(meter).collect(), sealed_ms)
+    }
+
+    fn seal_meters(
+        &self,
+        signer: usize,
+        meters: Vec<kms_client::NewMeter>,
+        sealed_ms: u64,
+    ) -> File {
         let (name, key) = &self.signers[signer];
         let signer = ManifestSigner::from_pem(name, &key.serialize_pem()).unwrap();
         let to = self.import_key.clone();
         let fingerprint = to.fingerprint().unwrap();
         let to = to.pinned(fingerprint).unwrap();
-        let mut sealer = Sealer::new_at(&to, signer, lines.len() as u64, sealed_ms).unwrap();
-        for line in lines {
-            let meter = kms_client::NewMeter::from_json(line.as_bytes()).unwrap();
+        let mut sealer = Sealer::new_at(&to, signer, meters.len() as u64, sealed_ms).unwrap();
+        for meter in meters {
             assert!(sealer.push(meter).unwrap().is_none());
         }
         let part = sealer.finish().unwrap().to_wire();
@@ -277,6 +288,14 @@ on_a_token! {
                 story::play(&world, seed).await;
             }
         });
+    }
+
+    fn invariant_6_files_of_all_forms_change_nothing_after_what_their_keys_lived_through(home) {
+        run(lives::play_all(home));
+    }
+
+    fn a_key_whose_row_is_gone_after_many_rotations_does_not_come_back_by_its_file(home) {
+        run(lives::rotate_often(home));
     }
 
     fn what_one_signer_brought_no_other_one_takes_over_relabels_or_changes_in_kind(home) {

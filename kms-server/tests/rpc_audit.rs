@@ -33,6 +33,7 @@ async fn site(home: &Home) -> (Site, Arc<Audit>, PathBuf) {
     let site = site_common::Site::new(home).await;
     let transmitting = Arc::new(site.transmitting(true, None));
     let associations = Arc::new(site.associations(Arc::clone(&transmitting), Arc::default()));
+    let kek = site.kek_rotation();
     let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, database, .. } = site;
     keyring.refresher.warm_up().await;
     let domain = store.domain().await.unwrap().unwrap();
@@ -43,6 +44,7 @@ async fn site(home: &Home) -> (Site, Arc<Audit>, PathBuf) {
         associations,
         lifecycle: Arc::new(lifecycle),
         rotation: site_common::rotation_of(&keyring, &clock, None),
+        kek,
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),
         hsm: hsm.clone(),

@@ -28,6 +28,7 @@ async fn site(home: &Home, limits: Limits) -> Site {
     let site = site_common::Site::new(home).await;
     let transmitting = Arc::new(site.transmitting(true, None));
     let associations = Arc::new(site.associations(Arc::clone(&transmitting), Arc::default()));
+    let kek = site.kek_rotation();
     let site_common::Site { store, hsm, keyring, ciphering, lifecycle, audit, .. } = site;
     keyring.refresher.warm_up().await;
     let domain = store.domain().await.unwrap().unwrap();
@@ -37,6 +38,7 @@ async fn site(home: &Home, limits: Limits) -> Site {
         associations,
         lifecycle: Arc::new(lifecycle),
         rotation: site_common::rotation_of(&keyring, &clock, None),
+        kek,
         keyring: Arc::clone(&keyring.overview),
         roles: Arc::clone(&keyring.roles),
         hsm: hsm.clone(),

@@ -32,6 +32,7 @@ fn row(method: Method) -> Row {
     };
     const DONE: (Code, &str) = (Code::Ok, "");
     const BAD_FIELD: (Code, &str) = (Code::InvalidArgument, "BAD_FIELD");
+    const NO_FORMER_KEK: (Code, &str) = (Code::FailedPrecondition, "SITE_KEK");
     const SINGLE_SITE: (Code, &str) = (Code::FailedPrecondition, "SINGLE_SITE");
     const SECOND_PERSON: (Code, &str) = (Code::FailedPrecondition, "SECOND_PERSON_NEEDED");
     const EPOCH_MOVED: (Code, &str) = (Code::Aborted, "EPOCH_MOVED");
@@ -55,6 +56,9 @@ fn row(method: Method) -> Row {
         Method::MetersBuryDamagedMeter => (&[AmiAdmin], BAD_FIELD),
         Method::SiteRotateBlockSecrets => (&[AmiAdmin], DONE),
         Method::SiteGetBlockSecretRotation => (&[AmiAdmin, Auditor], DONE),
+        Method::SiteRotateSiteKek => (&[AmiAdmin], DONE),
+        Method::SiteGetSiteKekRotation => (&[AmiAdmin, Auditor], DONE),
+        Method::SiteDestroySiteKek => (&[AmiAdmin], NO_FORMER_KEK),
         // Never by one person alone.
         Method::MetersReadmitMeter => (&[AmiAdmin], SECOND_PERSON),
         Method::MetersSetPolicy => (&[AmiAdmin], BAD_FIELD),
@@ -84,6 +88,7 @@ fn row(method: Method) -> Row {
         | Method::ReplicationFollowChanges
         | Method::ReplicationListFloors
         | Method::ReplicationReportDivergence
+        | Method::ReplicationHandEvidence
         | Method::ReplicationShowHeadTables
         | Method::ReplicationListRoleRecords => (&[Peer, Replica], SINGLE_SITE),
         // A replica asks nobody to prove anything, nobody remembers counters for it, and it copies no audit log.
@@ -126,6 +131,7 @@ fn can_need_two(method: Method) -> bool {
         | Method::ReplicationListFloors
         | Method::ReplicationListRoleRecords
         | Method::ReplicationReportDivergence
+        | Method::ReplicationHandEvidence
         | Method::ReplicationShowHeadTables
         | Method::ReplicationFetchAuditEvents
         | Method::AuditFollowEvents
@@ -166,6 +172,9 @@ fn can_need_two(method: Method) -> bool {
         | Method::SiteForgetRevocationList
         | Method::SiteRotateBlockSecrets
         | Method::SiteGetBlockSecretRotation
+        | Method::SiteRotateSiteKek
+        | Method::SiteGetSiteKekRotation
+        | Method::SiteDestroySiteKek
         | Method::SiteDemote => true,
     }
 }

@@ -14,9 +14,9 @@ use common::{
 };
 use dlms::{CipheredApdu, GeneralCipheringAad, Keys, SystemTitle};
 use kms_client::{
-    CallError, CounterDeclaration, KeyInfo, KeyKind, KeyPlace, KeyState, KmsClient, MeterName,
-    NextTransfer, Opened, PlainApdu, PromoteOptions, Protecting, StageOptions, StateReason,
-    TransferOptions, TransferResult, Verdict,
+    CallError, CounterDeclaration, CounterPurpose, KeyInfo, KeyKind, KeyPlace, KeyState, KmsClient,
+    MeterName, NextTransfer, Opened, PlainApdu, PromoteOptions, Protecting, StageOptions,
+    StateReason, TransferOptions, TransferResult, Verdict,
 };
 use softhsm_tests::{Pair, Role, Running, Setting, SiteOptions};
 use tempfile::TempDir;
@@ -174,6 +174,13 @@ async fn a_meters_key_is_staged_sent_twice_taken_and_proved_by_its_first_push() 
     let sent = dev.encrypt(&plain, Protecting::default()).await.unwrap();
     assert_eq!((sent.verdict, sent.encryption_key_version), (Verdict::Ok, 2), "{sent:?}");
     assert_eq!(meter.open(sent.apdu.as_ref().unwrap()).1, GET);
+    // Who says that it is something else is not believed.
+    for purpose in [CounterPurpose::KeyTransfer, CounterPurpose::Hls] {
+        let claimed = Protecting { purpose, ..Protecting::default() };
+        let refused = dev.encrypt(&plain, claimed).await.unwrap();
+        assert_eq!(refused.verdict, Verdict::PolicyRefused, "{refused:?}");
+        assert_eq!(refused.refusal.map(|it| it.word()), Some("PURPOSE_MISMATCH"));
+    }
 
     // For people, too.
     let said = home.ami_tool(Role::Dev).succeed(&["meter", "get", &id(N)]).unwrap();

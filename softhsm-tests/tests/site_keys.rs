@@ -1,5 +1,5 @@
-//! Block secrets are rotated while the server is killed, again and again: every key opens whenever a server runs, and
-//! in the end nothing is under a former secret.
+//! Block secrets, and the site KEK that they are sealed under, are rotated while the server is killed, again and again:
+//! every key opens whenever a server runs, and in the end nothing is under a former one.
 //!
 //! `SITE_KEYS_KEYS` and `SITE_KEYS_KILLS` make it larger: `make site-keys-drill KEYS=100000 KILLS=100`.
 
@@ -14,7 +14,7 @@ use common::{
     fleet::{PLAIN, add, apdu, line, line_in_hsm, push},
     home,
 };
-use kms_client::{BlockSecretRotation, KmsClient, Verdict};
+use kms_client::{BlockSecretRotation, KmsClient, SiteKekRotation, Verdict};
 use softhsm_tests::Role;
 use sqlx::{Connection as _, SqliteConnection};
 
@@ -99,4 +99,89 @@ async fn every_key_opens_while_block_secrets_are_rotated_and_the_server_is_kille
     let [blocks, records, _] = under_the_first(&home).await;
     assert_eq!((blocks, records), (0, 0));
     println!("{meters} meters, {kills} kills: all opened each time");
+}
+
+/// The site KEKs that there are seals under; nobody else has the file open.
+async fn keks(home: &Home) -> Vec<String> {
+    let url = format!("sqlite://{}", home.places().data.join("kms.db").display());
+    let mut connection = SqliteConnection::connect(&url).await.unwrap();
+    let query = "SELECT DISTINCT lower(hex(kek_id)) FROM block_seals";
+    let keks = sqlx::query_scalar(query).fetch_all(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
+    keks
+}
+
+/// Ends one rotation and begins the next one, where one is over.
+async fn go_on(admin: &KmsClient) -> SiteKekRotation {
+    let now = admin.site_kek_rotation().await.unwrap();
+    if !now.is_over() {
+        return now;
+    }
+    // Sooner than half a minute it is refused, and goes with a later one.
+    if let Some(former) = now.former.last() {
+        let _ = admin.destroy_site_kek(&hex::decode(former).unwrap()).await;
+    }
+    // Where too many are kept, nothing begins before they may go.
+    admin.rotate_site_kek().await.unwrap_or(now)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_key_opens_while_the_site_kek_is_replaced_and_the_server_is_killed() {
+    let (meters, kills) = (asked_for("SITE_KEYS_KEYS", 500), asked_for("SITE_KEYS_KILLS", 6));
+    let home = home();
+    let mut numbers = Numbers::fresh();
+    println!("seed {:#018x}", numbers.0);
+    let running = home.start().unwrap();
+    let admin = client(&home, Role::AmiAdmin).await;
+    add(&admin, &(1..=meters).map(some_line).collect::<Vec<_>>()).await;
+    let begun = admin.rotate_site_kek().await.unwrap();
+    assert_eq!((begun.generation, begun.is_over()), (1, false));
+    let first = begun.in_use.clone();
+    let (mut running, mut at) = (Some(running), std::collections::BTreeMap::new());
+    for kill in 0..kills {
+        tokio::time::sleep(Duration::from_millis(numbers.below(900))).await;
+        running.take().unwrap().kill_9().unwrap();
+        let again = home.start().unwrap();
+        let hes = client(&home, Role::Hes).await;
+        all_open(&hes, meters, &format!("after {} kills", kill + 1)).await;
+        let now = go_on(&client(&home, Role::AmiAdmin).await).await;
+        *at.entry(now.stage).or_insert(0) += 1;
+        running = Some(again);
+    }
+    let (admin, hes) = (client(&home, Role::AmiAdmin).await, client(&home, Role::Hes).await);
+    let began = tokio::time::Instant::now();
+    let over = loop {
+        let now = admin.site_kek_rotation().await.unwrap();
+        if now.is_over() {
+            break now;
+        }
+        assert!(began.elapsed() < PATIENCE, "{now:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_ne!(over.in_use, first);
+    all_open(&hes, meters, "at the end").await;
+    // The former ones go, once nobody can have one for his any more; and everything opens without them.
+    let named = hex::decode(over.former.last().unwrap()).unwrap();
+    while let Err(refused) = admin.destroy_site_kek(&named).await {
+        assert!(refused.to_string().contains("half a minute"), "{refused}");
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    while admin.site_kek_rotation().await.unwrap().stage != "DESTROYED" {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    all_open(&hes, meters, "without the former ones").await;
+    let status = admin.site_status().await.unwrap();
+    assert!(status.faults.is_empty(), "{:?}", status.faults);
+    running.take().unwrap().stop().unwrap();
+    assert_eq!(keks(&home).await, [over.in_use.clone()]);
+    // A server that starts now knows no other one.
+    let running = home.start().unwrap();
+    all_open(&client(&home, Role::Hes).await, meters, "after a start without the former ones")
+        .await;
+    running.stop().unwrap();
+    println!(
+        "{meters} meters, {kills} kills, {} rotations, found at {at:?}: all opened each time",
+        over.generation
+    );
 }

@@ -106,6 +106,9 @@ const CALLS: &[(Method, bool)] = &[
     (Method::SiteForgetRevocationList, true),
     (Method::SiteRotateBlockSecrets, true),
     (Method::SiteGetBlockSecretRotation, false),
+    (Method::SiteRotateSiteKek, false),
+    (Method::SiteGetSiteKekRotation, false),
+    (Method::SiteDestroySiteKek, false),
     // No request of a second token of that site.
     (Method::SiteEnrolPeer, true),
     (Method::MetersGetMeter, false),

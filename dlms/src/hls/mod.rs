@@ -16,7 +16,7 @@ pub use challenge::{check_challenge, reads_as_apdu};
 pub use error::HlsError;
 pub use gmac::{ANSWER_LEN, compute, verify};
 pub use lengths::{CHALLENGE_LEN_MAX, CHALLENGE_LEN_MIN};
-pub use passes::{answer_in, reply};
+pub use passes::{answer_in, is_reply, reply};
 pub use secret::{
     Answer, Exchange, SecretMechanism, check_secret, compute_with_secret, verify_with_secret,
 };

@@ -8,6 +8,8 @@ use super::lengths::CHALLENGE_LEN_MAX;
 //= Green Book, ACTION.request of reply_to_HLS_authentication (Blue Book, class 15, method 1)
 const REPLY: [u8; 2] = [0xC3, 0x01];
 const METHOD: [u8; 11] = [0x00, 0x0F, 0x00, 0x00, 0x28, 0x00, 0x00, 0xFF, 0x01, 0x01, 0x09];
+/// Where e of its instance is.
+const INSTANCE_E: usize = 6;
 
 /// The plain ACTION request that carries f(StoC) to the meter: at most 64 bytes of it.
 pub fn reply(invoke_id_and_priority: u8, answer: &[u8]) -> Vec<u8> {
@@ -19,6 +21,21 @@ pub fn reply(invoke_id_and_priority: u8, answer: &[u8]) -> Vec<u8> {
     apdu.push(answer.len() as u8);
     apdu.extend_from_slice(answer);
     apdu
+}
+
+/// Whether a plain APDU is, whole, the ACTION request that carries an answer: reply_to_HLS_authentication of a class 15
+/// object, 0.0.40.0.e.255.
+pub fn is_reply(apdu: &[u8]) -> bool {
+    let Some(rest) = apdu.strip_prefix(&REPLY) else { return false };
+    let Some((_, rest)) = rest.split_first() else { return false };
+    let Some((method, [len, answer @ ..])) = rest.split_first_chunk::<{ METHOD.len() }>() else {
+        return false;
+    };
+    let mut current = *method;
+    // e: of the current association, or of one by its name.
+    current[INSTANCE_E] = METHOD[INSTANCE_E];
+    let len = usize::from(*len);
+    current == METHOD && len == answer.len() && (1..=CHALLENGE_LEN_MAX).contains(&len)
 }
 
 /// f(CtoS) in a meter's plain ACTION response, or in the read response that stands for it with short names; `None`:

@@ -171,9 +171,12 @@ impl Ciphering for Fake {
     ) -> Result<Response<v1::AnswerHlsChallengeResponse>, Status> {
         self.0.begin_change(&request).await?;
         // Always bare, whatever was asked: wrong where an action was.
+        let asked = request.into_inner();
         Ok(Response::new(v1::AnswerHlsChallengeResponse {
             verdict: kms_core::Verdict::Ok as i32,
-            answer: request.into_inner().challenge,
+            answer: asked.challenge,
+            encryption_key_version: asked.encryption_key_version,
+            authentication_key_version: asked.authentication_key_version,
             ..Default::default()
         }))
     }

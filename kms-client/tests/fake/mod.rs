@@ -293,6 +293,33 @@ impl Site for Fake {
         Ok(Response::new(v1::GetBlockSecretRotationResponse { rotation }))
     }
 
+    async fn rotate_site_kek(
+        &self,
+        request: Request<v1::RotateSiteKekRequest>,
+    ) -> Result<Response<v1::RotateSiteKekResponse>, Status> {
+        self.0.begin_change(&request).await?;
+        let rotation = Some(v1::SiteKekRotation { generation: 1, stage: 1, ..Default::default() });
+        Ok(Response::new(v1::RotateSiteKekResponse { rotation }))
+    }
+
+    async fn get_site_kek_rotation(
+        &self,
+        request: Request<v1::GetSiteKekRotationRequest>,
+    ) -> Result<Response<v1::GetSiteKekRotationResponse>, Status> {
+        self.0.begin(&request).await?;
+        let rotation = Some(v1::SiteKekRotation::default());
+        Ok(Response::new(v1::GetSiteKekRotationResponse { rotation }))
+    }
+
+    async fn destroy_site_kek(
+        &self,
+        request: Request<v1::DestroySiteKekRequest>,
+    ) -> Result<Response<v1::DestroySiteKekResponse>, Status> {
+        self.0.begin_change(&request).await?;
+        let rotation = Some(v1::SiteKekRotation::default());
+        Ok(Response::new(v1::DestroySiteKekResponse { rotation }))
+    }
+
     async fn get_readiness(
         &self,
         request: Request<v1::GetReadinessRequest>,

@@ -23,5 +23,7 @@ crate::numbered! {
         NoClientTitle = 9 "NO_CLIENT_TITLE",
         /// What is stored of the counters was changed outside this service.
         CountersDamaged = 10 "COUNTERS_DAMAGED",
+        /// The message is not what it is said to be for.
+        PurposeMismatch = 11 "PURPOSE_MISMATCH",
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | kind | proved by | |
 //! |---|---|---|
-//! | GUEK | a whole tag of an APDU that the meter originated under it, unicast | `EVIDENCE` |
+//! | GUEK | a whole tag of an APDU that the meter originated under it, unicast; its answer of HLS mechanism 5 to a challenge of ours | `EVIDENCE` |
 //! | GAK | the same: it is in what the tag covers | `EVIDENCE` |
 //! | KEK | a key that travelled under it and shows itself | `TRANSFER_PROVED` |
 //! | GBEK; GAK of a meter that sends without tags; a key of a setup that others use | no more than the meter's answer | `CONFIRMED_BY_RESULT` |

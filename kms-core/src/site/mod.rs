@@ -1,11 +1,12 @@
 //! The key domain and this site's place in it: below, who writes ([`role`]), whose word counts for that
 //! ([`admission`]), how a site begins and ends to write ([`changing`]), and the other sites ([`peer`]): in what they differ
 //! ([`makeup`]), what they have proved ([`readiness`]) and which proofs count ([`proving`]), and what they have seen of
-//! each other ([`witness`]); the mark of a database that was rolled back ([`restored`]); and the tokens of one site
-//! ([`tokens`]).
+//! each other ([`witness`]); the mark of a database that was rolled back ([`restored`]); the tokens of one site
+//! ([`tokens`]), and how the site KEK of one is rotated ([`keks`]).
 
 pub mod admission;
 pub mod changing;
+pub mod keks;
 pub mod kind;
 pub mod makeup;
 pub mod peer;

@@ -116,3 +116,15 @@ CREATE TABLE approvals (
     body       bytea  NOT NULL,
     signature  bytea  NOT NULL CHECK (length(signature) = 64)
 );
+
+-- The site KEKs of each token that rotates them, or did: as in SQLite.
+CREATE TABLE site_keks (
+    token     bytea PRIMARY KEY CHECK (length(token) = 65),
+    body      bytea NOT NULL,
+    signature bytea NOT NULL CHECK (length(signature) = 64)
+);
+
+-- Former site KEKs: as in SQLite.
+CREATE TABLE closed_keks (
+    kek_id bytea PRIMARY KEY CHECK (length(kek_id) = 16)
+);

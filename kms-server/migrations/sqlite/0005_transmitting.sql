@@ -139,3 +139,15 @@ CREATE TABLE approvals (
     body       BLOB    NOT NULL,
     signature  BLOB    NOT NULL CHECK (length(signature) = 64)
 ) STRICT, WITHOUT ROWID;
+
+-- The site KEKs of each token that rotates them, or did: one signed row a token, `kms_core::site::keks`.
+CREATE TABLE site_keks (
+    token     BLOB NOT NULL PRIMARY KEY CHECK (length(token) = 65),
+    body      BLOB NOT NULL,
+    signature BLOB NOT NULL CHECK (length(signature) = 64)
+) STRICT, WITHOUT ROWID;
+
+-- Former site KEKs: no seal under one comes into `block_seals` any more, however late a server is.
+CREATE TABLE closed_keks (
+    kek_id BLOB NOT NULL PRIMARY KEY CHECK (length(kek_id) = 16)
+) STRICT, WITHOUT ROWID;

@@ -117,10 +117,10 @@ async fn back_up(config: Config, options: &BackupOptions) -> Result<Report, Faul
     let store = open_as_it_is(&config).await?;
     let (domain, canaries) = named_in(store.as_ref()).await?;
     let canaries = own_canaries(&config.hsm, canaries)?;
-    // What a restore finds the token by is this token's.
-    let of_this_token = DomainRecord { canaries: canaries.encode(), ..domain.clone() };
     let hsm = connected(config.hsm.again(), canaries).await?;
     check_domain(&hsm, store.as_ref(), &domain).await?;
+    // What a restore finds the token by is this token's, and of the site KEK that the file is sealed under.
+    let of_this_token = DomainRecord { canaries: hsm.kek_in_use().proof, ..domain.clone() };
     let part = part_of(out);
     let ends = Ends { hsm: hsm.clone(), store: Arc::clone(&store), at_ms };
     let written = write(&ends, &of_this_token, &part).await;

@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{
-    database::{NO_DOMAIN, NotOpened, open_store, refuse_a_part},
+    database::{Known, NO_DOMAIN, NotOpened, open_store, refuse_a_part},
     fault::Fault,
     migrate, node,
     outside::SystemClock,
@@ -66,11 +66,13 @@ fn look(config: &Config, findings: &mut Vec<Finding>) -> Result<Option<Vec<Canar
         wrong.extend(without_marks(store.as_ref()).await);
         wrong.extend(strange_peers(store.as_ref(), config).await);
         let (domain, lists) = (store.domain().await, store.site_tokens().await);
+        let keks = store.site_keks().await;
         store.close().await;
-        Ok::<_, Fault>((domain?.zip(Some(lists?)), wrong))
+        let (lists, keks) = (lists?, keks?);
+        Ok::<_, Fault>((domain?.map(|domain| Known { domain, lists, keks }), wrong))
     })?;
     findings.extend(wrong);
-    if known.as_ref().is_some_and(|(domain, _)| migrate::is_unsigned(domain)) {
+    if known.as_ref().is_some_and(|known| migrate::is_unsigned(&known.domain)) {
         findings.push(Finding::of("site", &Fault::Store(migrate::NOT_MIGRATED.into())));
     }
     known.map(|known| canaries_in(&known)).transpose()

@@ -13,7 +13,10 @@ use crate::{
         whole::{RestoreState, WholeStore},
     },
 };
-use kms_core::{DomainRecord, site::tokens::SignedSiteTokens};
+use kms_core::{
+    DomainRecord,
+    site::{keks::SignedSiteKeks, tokens::SignedSiteTokens},
+};
 
 /// Holds the database against a second server, where it serves one.
 pub(super) fn alone_over(store: &Store) -> Result<Option<Alone>, Fault> {
@@ -42,7 +45,7 @@ pub(super) async fn refuse_a_part(store: &dyn ReadStore) -> Result<(), Fault> {
     Err(Fault::Store(sentence.into()))
 }
 
-/// The domain's record, and the lists of the site's tokens, if `init` has been here.
+/// The same without opening it for good, if `init` has been here.
 pub(super) fn known_domain(config: &Config) -> Result<Option<Known>, Fault> {
     if matches!(&config.store, Store::Sqlite { path } if !path.exists()) {
         return Ok(None);
@@ -54,7 +57,8 @@ pub(super) fn known_domain(config: &Config) -> Result<Option<Known>, Fault> {
         };
         let known = async {
             let Some(domain) = store.domain().await? else { return Ok(None) };
-            Ok::<_, StoreError>(Some((domain, store.site_tokens().await?)))
+            let (lists, keks) = (store.site_tokens().await?, store.site_keks().await?);
+            Ok::<_, StoreError>(Some(Known { domain, lists, keks }))
         };
         let known = known.await;
         store.close().await;
@@ -62,8 +66,14 @@ pub(super) fn known_domain(config: &Config) -> Result<Option<Known>, Fault> {
     })
 }
 
-/// A domain's record, and the lists of the site's tokens.
-pub(super) type Known = (DomainRecord, Vec<SignedSiteTokens>);
+/// What a database says of its domain, and of the tokens that open it.
+pub(super) struct Known {
+    pub(super) domain: DomainRecord,
+    /// The lists of the site's tokens.
+    pub(super) lists: Vec<SignedSiteTokens>,
+    /// The rows of their site KEKs.
+    pub(super) keks: Vec<SignedSiteKeks>,
+}
 
 pub(super) fn canaries_of(domain: &DomainRecord) -> Result<Canaries, Fault> {
     Canaries::decode(&domain.canaries).map_err(|error| Fault::Store(error.into()))

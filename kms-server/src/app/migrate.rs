@@ -15,14 +15,18 @@ use super::{
     outside::{OperatingSystem, SystemClock},
     report::Report,
     runtime::runtime,
-    site_tokens::believe,
+    site_tokens::{believe, named_in},
 };
 use crate::{
     config::Config,
-    hsm::{self, Hsm, pkcs11::Pkcs11Token},
+    hsm::{
+        self, Hsm,
+        pkcs11::{Canaries, Pkcs11Token, own_canaries},
+    },
     keyring::{
         Below, Keyring, SiteRole,
         founding::{Made, make_blocks},
+        take_up,
     },
     store::{Founding, ReadStore, StoreError, whole::WholeStore},
 };
@@ -50,6 +54,8 @@ pub(super) async fn check_domain(
     domain: &DomainRecord,
 ) -> Result<Option<RestoreMark>, Fault> {
     believe(hsm, store, domain).await?;
+    let taken = take_up(hsm, store, domain, None).await;
+    taken.map_err(|error| Fault::Store(error.into()))?;
     let keys = hsm.site_keys().await.map_err(|error| Fault::Token(error.into()))?;
     if is_unsigned(domain) {
         return Err(Fault::Store(NOT_MIGRATED.into()));
@@ -90,7 +96,7 @@ async fn run(config: Config) -> Result<Report, Fault> {
     let store = open_store(&config, false).await?;
     let domain = domain_of(store.as_ref()).await?;
     if domain.signature.is_some() {
-        let hsm = connect(config.hsm, &domain)?;
+        let hsm = connect(config.hsm, named_in(store.as_ref()).await?.1)?;
         check_domain(&hsm, store.as_ref(), &domain).await?;
         let Config { site, keyring, profiles, audit, peer, rpc, .. } = config;
         let asking = Asking { peer, tls: rpc.tls };
@@ -108,7 +114,7 @@ async fn complete(
     mut domain: DomainRecord,
 ) -> Result<Report, Fault> {
     let store_fault = |error: StoreError| Fault::Store(error.into());
-    let hsm = connect(config.hsm, &domain)?;
+    let hsm = connect(config.hsm, vec![canaries_of(&domain)?])?;
     // Who takes the signature away may have taken marks away, too.
     let asking = Asking { peer: config.peer, tls: config.rpc.tls };
     let memory = asking.ask(store.clone(), &domain).await?;
@@ -171,9 +177,10 @@ async fn complete(
     Ok(Report { lines: lines.map(|(what, is)| (what.to_owned(), is)).into() })
 }
 
-fn connect(config: hsm::Config, domain: &DomainRecord) -> Result<Hsm, Fault> {
+fn connect(config: hsm::Config, canaries: Vec<Canaries>) -> Result<Hsm, Fault> {
     let (width, call_timeout) = (config.sessions_max, config.call_timeout);
-    let token = Pkcs11Token::connect(config, canaries_of(domain)?);
+    let canaries = own_canaries(&config, canaries)?;
+    let token = Pkcs11Token::connect(config, canaries);
     let token = token.map_err(|error| Fault::Token(error.into()))?;
     Ok(Hsm::new(Arc::new(token), width, PATIENCE, call_timeout))
 }

@@ -2,6 +2,7 @@
 
 use crate::store::{
     AuditedStore, BlockChange, StoreError,
+    keks::KekStep,
     sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
 };
 use kms_core::audit::AuditEntry;
@@ -32,6 +33,10 @@ impl AuditedStore for NoCommits {
         _: Vec<Divergent>,
         _: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn put_site_keks(&self, _: KekStep, _: Vec<AuditEntry>) -> Result<(), StoreError> {
         Err(StoreError::ReadOnly)
     }
 }

@@ -43,7 +43,7 @@ use crate::{
     lifecycle::{self, Evidence, Lifecycle},
     replication::{Ledger, Noted},
     rpc,
-    site_keys::BlockSecretRotation,
+    site_keys::{BlockSecretRotation, SiteKekRotation},
     store::{AuditedStore, ReadStore, WriteStore, measured::Measured, whole::WholeStore},
     telemetry::Log,
     transmitting::{self, Transmitting},
@@ -52,7 +52,7 @@ use kms_core::{
     DomainRecord,
     audit::NodeId,
     freshness::Freshness,
-    ports::Clock,
+    ports::{Clock, EvidenceCourier, NoCourier},
     site::{
         peer::{Peer, PeerKind},
         restored::RestoreMark,
@@ -154,14 +154,16 @@ async fn run(config: Config, log: Log) -> Result<(), Fault> {
     tokio::spawn(keep_witness(Arc::clone(&transmitting)));
     let (node, mark) = (audit.status().node, rolled_back.as_ref());
     let evidence = Arc::new(Evidence::default());
+    let courier = two_sites.as_ref().map_or_else(|| Arc::new(NoCourier) as _, TwoSites::courier);
     let ciphering = ground.ciphering(floors, (node, &evidence), &keyring, mark).await;
     let (replication, proofs) = match two_sites {
         Some(two_sites) => Some(two_sites.start(&keyring, &ciphering).await).unzip(),
         None => (None, None),
     };
     let rotation = site_keys::start(&ground, &keyring, proofs);
-    let lifecycle = attended(lifecycle, evidence);
-    let verbs = Verbs { ciphering, lifecycle, transmitting, rotation };
+    let lifecycle = attended(lifecycle, evidence, courier);
+    let kek = site_keys::start_kek(&ground, &keyring, &commits)?;
+    let verbs = Verbs { ciphering, lifecycle, transmitting, rotation, kek };
     let parts = rpc::Parts { replication, ..ground.parts(audit, &keyring, verbs, log) };
     serve_on(&ground, rpc, parts, signals).await
 }
@@ -175,9 +177,13 @@ fn gated(lifecycle: Lifecycle, two_sites: Option<&TwoSites>) -> Lifecycle {
 }
 
 /// The lives of keys go on from now on: by what meters show, and by time.
-fn attended(lifecycle: Lifecycle, evidence: Arc<Evidence>) -> Arc<Lifecycle> {
+fn attended(
+    lifecycle: Lifecycle,
+    evidence: Arc<Evidence>,
+    courier: Arc<dyn EvidenceCourier>,
+) -> Arc<Lifecycle> {
     let lifecycle = Arc::new(lifecycle);
-    tokio::spawn(Arc::clone(&lifecycle).take_evidence(evidence));
+    tokio::spawn(Arc::clone(&lifecycle).take_evidence(evidence, courier));
     tokio::spawn(Arc::clone(&lifecycle).keep_dates());
     tokio::spawn(Arc::clone(&lifecycle).keep_campaigns());
     tokio::spawn(Arc::clone(&lifecycle).keep_schedules());
@@ -266,6 +272,7 @@ struct Verbs {
     lifecycle: Arc<Lifecycle>,
     transmitting: Arc<Transmitting>,
     rotation: Arc<BlockSecretRotation>,
+    kek: Arc<SiteKekRotation>,
 }
 
 impl Ground {
@@ -379,7 +386,7 @@ impl Ground {
 
     /// Parts that the wire speaks for.
     fn parts(&self, audit: Arc<Audit>, keyring: &Keyring, verbs: Verbs, log: Log) -> rpc::Parts {
-        let Verbs { ciphering, lifecycle, transmitting, rotation } = verbs;
+        let Verbs { ciphering, lifecycle, transmitting, rotation, kek } = verbs;
         let below = associations::Below {
             transmitting: Arc::clone(&transmitting),
             ciphering: Arc::clone(&ciphering),
@@ -394,6 +401,7 @@ impl Ground {
             associations: Arc::new(Associations::new(keyring, below)),
             lifecycle,
             rotation,
+            kek,
             keyring: Arc::clone(&keyring.overview),
             roles: Arc::clone(&keyring.roles),
             hsm: self.hsm.clone(),

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use super::{ground::Ground, outside::OperatingSystem};
+use super::{fault::Fault, ground::Ground, init::random, outside::OperatingSystem};
 use crate::{
     keyring::Keyring,
-    site_keys::{BlockSecretRotation, Config, Parts, Sweeping},
+    site_keys::{BlockSecretRotation, Config, KekPace, KekParts, Parts, SiteKekRotation, Sweeping},
+    store::AuditedStore,
 };
 use kms_core::ports::PeersProofs;
 
@@ -28,4 +29,23 @@ pub(super) fn start(
     let (store, clock) = (Arc::clone(&ground.store), Arc::clone(&ground.clock));
     tokio::spawn(Sweeping::new(Arc::clone(&keyring.rotator), store, clock).run());
     rotation
+}
+
+/// Starts that of the site KEK: what other servers do of it is taken up by the way.
+pub(super) fn start_kek(
+    ground: &Ground,
+    keyring: &Keyring,
+    commits: &Arc<dyn AuditedStore>,
+) -> Result<Arc<SiteKekRotation>, Fault> {
+    let parts = KekParts {
+        hsm: ground.hsm.clone(),
+        keks: Arc::clone(&keyring.keks),
+        store: ground.measured.clone(),
+        commits: Arc::clone(commits),
+        domain: ground.domain.clone(),
+        clock: Arc::clone(&ground.clock),
+    };
+    let rotation = Arc::new(SiteKekRotation::new(parts, KekPace::default(), random()?));
+    tokio::spawn(Arc::clone(&rotation).run());
+    Ok(rotation)
 }

@@ -15,25 +15,36 @@ const NOT_OURS: &str = "the table `site_tokens` of the database has no list that
                         changed outside this service; restore that table from a backup";
 
 /// The proofs of the KEKs of all tokens that the database names. Which of them is this server's is for the token to say.
-pub(super) fn canaries_in((domain, lists): &Known) -> Result<Vec<Canaries>, Fault> {
-    let mut all = vec![canaries_of(domain)?];
+/// A site KEK that has taken the place of another one comes before that.
+pub(super) fn canaries_in(Known { domain, lists, keks }: &Known) -> Result<Vec<Canaries>, Fault> {
+    let decoded =
+        |bytes: &[u8]| Canaries::decode(bytes).map_err(|error| Fault::Store(error.into()));
+    let mut all = Vec::new();
+    for row in keks {
+        all.push(decoded(&row.keks.current.proof)?);
+    }
+    all.push(canaries_of(domain)?);
     for list in lists {
-        let canaries = Canaries::decode(&list.tokens.canaries);
-        let canaries = canaries.map_err(|error| Fault::Store(error.into()))?;
-        if !all.contains(&canaries) {
-            all.push(canaries);
+        all.push(decoded(&list.tokens.canaries)?);
+    }
+    let mut each: Vec<Canaries> = Vec::new();
+    for canaries in all {
+        if !each.contains(&canaries) {
+            each.push(canaries);
         }
     }
-    Ok(all)
+    Ok(each)
 }
 
 /// The domain's record, and the proofs of the KEKs of all its tokens.
 pub(super) async fn named_in(
     store: &dyn WholeStore,
 ) -> Result<(DomainRecord, Vec<Canaries>), Fault> {
-    let known = (domain_of(store).await?, store.site_tokens().await?);
+    let domain = domain_of(store).await?;
+    let (lists, keks) = (store.site_tokens().await?, store.site_keks().await?);
+    let known = Known { domain, lists, keks };
     let canaries = canaries_in(&known)?;
-    Ok((known.0, canaries))
+    Ok((known.domain, canaries))
 }
 
 /// Has `hsm` believe the tokens that its own token has signed for. Nothing of the lists counts before that.

@@ -9,15 +9,15 @@ use crate::{
     keyring::{Keyring, Roles},
     replication::{
         Answering, Auditing, Cards, Confirming, EitherSite, Fencing, Flooring, Following, Grounds,
-        Ledger, OnDemand, OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering, Reporting,
-        Serving, Status, Syncing, Telling, Watching, Witnessing,
+        Handing, Ledger, OnDemand, OwnMakeup, Peer, PeersMemory, Planning, Proving, Remembering,
+        Reporting, Serving, Status, Syncing, Telling, Watching, Witnessing,
     },
     rpc::{self, PeerClient, Replicating, ReplicationParts},
     store::{WriteStore, measured::Measured, whole::WholeStore},
     transmitting::OtherSite,
 };
 use kms_core::{
-    ports::{PeersProofs, Randomness},
+    ports::{EvidenceCourier, PeersProofs, Randomness},
     site::makeup::Makeup,
 };
 
@@ -71,6 +71,11 @@ impl TwoSites {
     /// Tells whether a write is replicated.
     pub(super) fn gate(&self) -> Arc<Confirming> {
         Arc::new(Confirming::new(&self.grounds))
+    }
+
+    /// Brings what meters have shown here to the site that writes.
+    pub(super) fn courier(&self) -> Arc<dyn EvidenceCourier> {
+        Arc::new(Handing::new(&self.grounds))
     }
 
     /// How counters ask the other site.

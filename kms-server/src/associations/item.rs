@@ -49,6 +49,8 @@ pub struct Begin<'a> {
     pub suite: Option<Suite>,
     /// Bytes of our challenge.
     pub challenge_len: usize,
+    /// The versions of GUEK and GAK that the meter is presumed to hold; 0: the preferred ones.
+    pub versions: (u16, u16),
 }
 
 /// An association that was begun.
@@ -86,6 +88,8 @@ pub struct Asked<'a> {
     pub said: Option<Mechanism>,
     /// `None`: the answer is wanted bare.
     pub action: Option<Action>,
+    /// Other versions than those that the association was begun with; 0: those.
+    pub versions: (u16, u16),
 }
 
 /// The answer to a meter's challenge.
@@ -110,6 +114,15 @@ pub enum GivenAnswer<'a> {
     Bare(&'a [u8]),
     /// The ciphered APDU around it.
     Carried(&'a [u8]),
+}
+
+/// A meter's answer, and what is said of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Given<'a> {
+    /// As it came.
+    pub answer: GivenAnswer<'a>,
+    /// The one pair of GUEK and GAK that it is to verify under; 0: each live one is tried.
+    pub versions: (u16, u16),
 }
 
 /// The judgement of a meter's answer.

@@ -13,7 +13,8 @@ mod verbs;
 
 pub use handle::Handle;
 pub use item::{
-    Action, Answered, Asked, Begin, Begun, CHALLENGE_LEN_DEFAULT, GivenAnswer, Mechanism, Verified,
+    Action, Answered, Asked, Begin, Begun, CHALLENGE_LEN_DEFAULT, Given, GivenAnswer, Mechanism,
+    Verified,
 };
 pub use refused::NotAssociated;
 pub use verbs::{Associations, Below};

@@ -37,6 +37,8 @@ pub(super) struct Facts {
     /// Of mechanism 2.
     pub(super) dialect: SecretMechanism,
     pub(super) suite: Option<Suite>,
+    /// Of GUEK and GAK; 0: the preferred ones.
+    pub(super) versions: (u16, u16),
     /// CtoS.
     pub(super) challenge: Box<[u8]>,
     pub(super) before: FloorsBefore,
@@ -253,6 +255,7 @@ mod tests {
             mechanism: Mechanism::Gmac,
             dialect: SecretMechanism::Aes128Ecb,
             suite: None,
+            versions: (0, 0),
             challenge: challenge.into(),
             before: FloorsBefore::default(),
             ends: at(ends),

@@ -9,12 +9,12 @@ use dlms::{
 
 use super::{
     handle::Handle,
-    item::{Action, Answered, Asked, Begin, Begun, GivenAnswer, Mechanism, Verified},
+    item::{Action, Answered, Asked, Begin, Begun, Given, GivenAnswer, Mechanism, Verified},
     refused::NotAssociated,
     table::{CHALLENGE_TTL, End, Facts, Table},
 };
 use crate::{
-    ciphering::{Carrier, Ciphering, Item, Named},
+    ciphering::{Carrier, Ciphering, GmacClaim, Item, Named},
     keyring::{Identities, Keyring, Reader, Records},
     transmitting::{Envelope, Origin, Outcome, Plain, Transmitting, Whose},
 };
@@ -107,13 +107,15 @@ impl Associations {
         begin: &Begin<'_>,
         challenge: Box<[u8]>,
     ) -> Result<Facts, Outcome> {
-        let Begin { whose, setup, client, mechanism, suite, .. } = *begin;
+        let Begin { whose, setup, client, mechanism, suite, versions, .. } = *begin;
         let Below { transmitting, ciphering, .. } = &self.below;
         let sides = transmitting.sides(whose, setup, client).await?;
         let of_ciphering = |outcome: crate::ciphering::Outcome| {
             let reason = outcome.reason.unwrap_or_default();
             Outcome::of(outcome.verdict).because(reason).about(sides.title)
         };
+        let pair = ((sides.title, setup), versions);
+        ciphering.check_pair(pair.0, pair.1).await.map_err(of_ciphering)?;
         let facts = Facts {
             caller: caller.into(),
             title: sides.title,
@@ -124,12 +126,15 @@ impl Associations {
             mechanism,
             dialect: self.dialect(sides.title, mechanism).await?,
             suite,
+            versions,
             challenge,
             before: ciphering.floors_before(sides.title, setup).await.map_err(of_ciphering)?,
             ends: self.now() + CHALLENGE_TTL,
         };
         match mechanism {
-            Mechanism::Gmac => transmitting.could_protect(&facts.answer(&facts.challenge)).await?,
+            Mechanism::Gmac => {
+                transmitting.could_protect(&facts.answer(&facts.challenge, versions)).await?
+            }
             Mechanism::Manufacturer | Mechanism::Secret(_) => self.check_secret(&facts).await?,
         }
         Ok(facts)
@@ -185,7 +190,7 @@ impl Associations {
         &self,
         origin: &Origin<'_>,
         facts: &Facts,
-        Asked { challenge, said, action }: Asked<'_>,
+        Asked { challenge, said, action, versions }: Asked<'_>,
     ) -> Result<Answered, Outcome> {
         if said.is_some_and(|said| said != facts.mechanism) {
             return Err(Outcome::of(Verdict::PolicyRefused).because(
@@ -193,17 +198,20 @@ impl Associations {
             ));
         }
         hls::check_challenge(challenge).map_err(Outcome::of_hls)?;
+        let versions = if versions == (0, 0) { facts.versions } else { versions };
         let mut answered = match facts.secret_mechanism() {
             Some(mechanism) => self.answer_with_secret(facts, mechanism, challenge).await?,
             None => {
-                let (outcome, bytes) = self.protect(origin, &facts.answer(challenge)).await?;
+                let (outcome, bytes) =
+                    self.protect(origin, &facts.answer(challenge, versions)).await?;
                 let answer_counter = outcome.invocation_counter;
                 Answered { outcome, bytes, answer_counter, action_counter: 0, secret_version: 0 }
             }
         };
         if let Some(action) = action {
             let apdu = hls::reply(action.invoke_id_and_priority, &answered.bytes);
-            let (outcome, bytes) = self.protect(origin, &facts.action(&apdu, action)).await?;
+            let item = facts.action(&apdu, action, versions);
+            let (outcome, bytes) = self.protect(origin, &item).await?;
             // The meter would refuse the second one, or worse: two tags under one nonce give away the key.
             if outcome.invocation_counter <= answered.answer_counter {
                 return Err(Outcome::of(Verdict::Unavailable)
@@ -231,12 +239,21 @@ impl Associations {
         &self,
         caller: &str,
         handle: Handle,
-        answer: GivenAnswer<'_>,
+        given: Given<'_>,
     ) -> Result<Verified, NotAssociated> {
         let number = self.own(handle)?;
         let (facts, challenge) = self.table().claim_verify(number, caller, self.now())?;
-        let verified = self.verify_of(&facts, &challenge, answer).await;
-        let judged = verified.verdict != Verdict::Unavailable;
+        let whose = (facts.title, facts.setup);
+        // Of a pair that there is not nothing was tried.
+        let (verified, judged) = match self.below.ciphering.check_pair(whose, given.versions).await
+        {
+            Err(outcome) => (failed(&facts, outcome.verdict, outcome.reason), false),
+            Ok(()) => {
+                let verified = self.verify_of(&facts, &challenge, given).await;
+                let judged = verified.verdict != Verdict::Unavailable;
+                (verified, judged)
+            }
+        };
         let end = if judged { End::Judged } else { End::NotJudged(challenge) };
         self.table().verified(number, end);
         Ok(verified)
@@ -246,7 +263,7 @@ impl Associations {
         &self,
         facts: &Facts,
         challenge: &[u8],
-        answer: GivenAnswer<'_>,
+        Given { answer, versions }: Given<'_>,
     ) -> Verified {
         let ciphering = &self.below.ciphering;
         let carrier = match answer {
@@ -271,10 +288,14 @@ impl Associations {
             return Verified::of(Verdict::MicFailure, facts.title).because(what);
         };
         let verified = match facts.secret_mechanism() {
+            Some(_) if carrier.as_ref().is_some_and(|it| !it.is_under(versions)) => {
+                let why = "the APDU around the answer came under other versions than those that were named";
+                failed(facts, Verdict::MicFailure, Some(why.into()))
+            }
             Some(mechanism) => {
                 self.with_secret(facts, mechanism, (challenge, bytes), carrier.as_ref()).await
             }
-            None => self.with_gmac(facts, bytes, carrier.as_ref()).await,
+            None => self.with_gmac(facts, (bytes, versions), carrier.as_ref()).await,
         };
         let carrier_counter = carrier.map_or(0, |carrier| carrier.outcome.invocation_counter);
         Verified { carrier_counter, ..verified }
@@ -296,21 +317,30 @@ impl Associations {
         }
     }
 
-    async fn with_gmac(&self, facts: &Facts, answer: &[u8], carrier: Option<&Carrier>) -> Verified {
+    async fn with_gmac(
+        &self,
+        facts: &Facts,
+        (answer, versions): (&[u8], (u16, u16)),
+        carrier: Option<&Carrier>,
+    ) -> Verified {
         let ciphering = &self.below.ciphering;
-        let whose = (facts.title, facts.setup);
-        let gmac = ciphering.verify_gmac(whose, &facts.challenge, answer).await;
+        let &Facts { title, setup, ref challenge, .. } = facts;
+        let claim = GmacClaim { title, setup, versions, challenge, answer };
+        let gmac = ciphering.verify_gmac(&claim).await;
         let judged = ciphering.judge_answer(gmac.as_ref().ok(), &facts.before, carrier).await;
         match (gmac, judged) {
             (Err(outcome), _) | (Ok(_), Err(outcome)) => {
                 failed(facts, outcome.verdict, outcome.reason)
             }
-            (Ok(gmac), Ok(())) => Verified {
-                encryption_key_version: gmac.encryption_key_version,
-                authentication_key_version: gmac.authentication_key_version,
-                answer_counter: gmac.counter,
-                ..Verified::of(Verdict::of_authentic(!gmac.compromised), facts.title)
-            },
+            (Ok(gmac), Ok(())) => {
+                ciphering.heed_answer(&facts.title, &gmac);
+                Verified {
+                    encryption_key_version: gmac.encryption_key_version,
+                    authentication_key_version: gmac.authentication_key_version,
+                    answer_counter: gmac.counter,
+                    ..Verified::of(Verdict::of_authentic(!gmac.compromised), facts.title)
+                }
+            }
         }
     }
 
@@ -347,7 +377,7 @@ impl Associations {
 
 impl Facts {
     /// f(challenge) of mechanism 5, as an item that is given a counter.
-    fn answer<'a>(&self, challenge: &'a [u8]) -> Plain<'a> {
+    fn answer<'a>(&self, challenge: &'a [u8], versions: (u16, u16)) -> Plain<'a> {
         Plain {
             apdu: challenge,
             whose: Whose::Title(self.title),
@@ -358,13 +388,13 @@ impl Facts {
             protection: (true, false),
             suite: self.suite,
             purpose: Purpose::Hls,
-            versions: (0, 0),
+            versions,
         }
     }
 
-    fn action<'a>(&self, apdu: &'a [u8], action: Action) -> Plain<'a> {
+    fn action<'a>(&self, apdu: &'a [u8], action: Action, versions: (u16, u16)) -> Plain<'a> {
         let Action { envelope, protection, .. } = action;
-        Plain { apdu, envelope, protection, ..self.answer(&[]) }
+        Plain { apdu, envelope, protection, ..self.answer(&[], versions) }
     }
 }
 

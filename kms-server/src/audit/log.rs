@@ -33,6 +33,7 @@ use crate::{
     hsm::Hsm,
     store::{
         AuditedStore, BlockChange, StoreError, WriteStore,
+        keks::KekStep,
         sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
     },
     telemetry::{
@@ -368,6 +369,14 @@ impl AuditedStore for Audit {
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
         self.write(Written::Divergence(divergent), entries).await
+    }
+
+    async fn put_site_keks(
+        &self,
+        step: KekStep,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        self.write(Written::Keks(Box::new(step)), entries).await
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::store::{
     BlockChange, ChainLink, StoreError, WriteStore,
     approvals::ApprovalStep,
+    keks::KekStep,
     sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
 };
 use kms_core::Head;
@@ -15,6 +16,7 @@ pub(super) enum Written {
     Peer(Box<PeerStep>),
     Approval(Box<ApprovalStep>),
     Divergence(Vec<Divergent>),
+    Keks(Box<KekStep>),
 }
 
 impl Written {
@@ -28,7 +30,11 @@ impl Written {
         match self {
             Self::Changes(changes) => changes.iter().map(|change| &change.head).collect(),
             Self::Adoptions(adoptions) => adoptions.iter().map(|adoption| &adoption.head).collect(),
-            Self::Role(_) | Self::Peer(_) | Self::Approval(_) | Self::Divergence(_) => Vec::new(),
+            Self::Role(_)
+            | Self::Peer(_)
+            | Self::Approval(_)
+            | Self::Divergence(_)
+            | Self::Keks(_) => Vec::new(),
         }
     }
 
@@ -45,6 +51,7 @@ impl Written {
             Self::Peer(step) => store.put_peer(step, audit).await,
             Self::Approval(step) => store.put_approval(step, audit).await,
             Self::Divergence(divergent) => store.put_divergence(divergent, audit).await,
+            Self::Keks(step) => store.put_site_keks(step, audit).await,
         }
     }
 }

@@ -57,7 +57,7 @@ pub(super) enum Next {
 impl<R: Read> Reading<R> {
     /// Has the token open the file whose header was read out of `input`.
     pub(super) async fn begin(hsm: &Hsm, header: &Header, input: R) -> Result<Self, BackupError> {
-        let opened = hsm.open(header.place(), header.sealed_key.clone()).await;
+        let opened = hsm.open_under(header.kek_id, header.place(), header.sealed_key.clone()).await;
         let secret = opened.map_err(|error| match error {
             TokenError::Refused { .. } => BackupError::NotOurs(error),
             error => error.into(),

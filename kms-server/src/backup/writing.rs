@@ -98,11 +98,11 @@ async fn begin(
         at_ms: *at_ms,
         release: env!("CARGO_PKG_VERSION").to_owned(),
         schema: store.schema(),
-        kek_id: hsm.status().site_kek_id,
+        kek_id: hsm.kek_in_use().id,
         canaries: domain.canaries.clone(),
         sealed_key: Vec::new(),
     };
-    let (key, sealed) = hsm.seal(header.place(), key).await?;
+    let (key, sealed) = hsm.seal_under(header.kek_id, header.place(), key).await?;
     header.sealed_key = sealed;
     Ok((key, header))
 }

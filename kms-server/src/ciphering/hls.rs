@@ -12,11 +12,12 @@ use super::{
     item::{Item, Outcome, Want},
     verbs::Ciphering,
 };
-use crate::keyring::{BlockTable, ResidentMeter, scrub_stack};
+use crate::keyring::{BlockTable, Candidate, ResidentMeter, scrub_stack};
 use kms_core::{
     KeyKind, SecuritySetup, SystemTitle, Verdict,
     counters::LineName,
     floors::{Judged, Message},
+    life::evidence::Shown,
 };
 
 /// Pairs of GUEK and GAK versions that an answer is tried under, as of APDUs.
@@ -38,6 +39,21 @@ pub struct Carrier {
     arrival: Option<Arrival>,
 }
 
+/// An answer of mechanism 5, as it was given.
+#[derive(Clone, Copy, Debug)]
+pub struct GmacClaim<'a> {
+    /// The meter.
+    pub title: SystemTitle,
+    /// Under which security setup.
+    pub setup: SecuritySetup,
+    /// The one pair of GUEK and GAK that it is to verify under; 0: each live one is tried.
+    pub versions: (u16, u16),
+    /// CtoS.
+    pub challenge: &'a [u8],
+    /// f(CtoS).
+    pub answer: &'a [u8],
+}
+
 /// An answer of mechanism 5 that verified.
 #[derive(Debug)]
 pub struct Gmac {
@@ -50,6 +66,8 @@ pub struct Gmac {
     /// One of the two is known to be compromised: whoever has it could have answered, and it moves no floor.
     pub compromised: bool,
     arrival: Option<Arrival>,
+    /// The keys that wait for evidence, of those that made it.
+    shown: Option<Shown>,
 }
 
 impl Ciphering {
@@ -96,24 +114,40 @@ impl Ciphering {
         Carrier { outcome, plaintext: opened.plaintexts, under_guek, arrival }
     }
 
-    /// Verifies f(CtoS) of mechanism 5 under all pairs of the meter's live versions of a setup.
-    pub async fn verify_gmac(
+    /// Verifies f(CtoS) of mechanism 5 under the pair that is named, or else under all pairs of the meter's live versions
+    /// of the setup.
+    pub async fn verify_gmac(&self, claim: &GmacClaim<'_>) -> Result<Gmac, Outcome> {
+        self.tried_anew(claim.title, |table| try_gmac(table, claim)).await
+    }
+
+    /// Whether the meter has these versions of GUEK and GAK, and they may carry an association; 0: none is named.
+    pub async fn check_pair(
         &self,
-        (title, setup): (SystemTitle, SecuritySetup),
-        challenge: &[u8],
-        answer: &[u8],
-    ) -> Result<Gmac, Outcome> {
+        whose: (SystemTitle, SecuritySetup),
+        versions: (u16, u16),
+    ) -> Result<(), Outcome> {
+        if versions == (0, 0) {
+            return Ok(());
+        }
+        self.tried_anew(whose.0, |table| has_pair(table, whose, versions)).await
+    }
+
+    /// What comes of a meter's keys as they are here; failing that, as another server may have left them meanwhile.
+    async fn tried_anew<T>(
+        &self,
+        title: SystemTitle,
+        of: impl Fn(&BlockTable) -> Result<T, Outcome>,
+    ) -> Result<T, Outcome> {
         let block = self.keyring.block_of(&title);
         let table = self.keyring.open(block).await;
         let table = table.map_err(|error| unavailable(error.to_string()))?;
-        let tried = try_gmac(&table, (title, setup), challenge, answer);
+        let tried = of(&table);
         scrub_stack();
         if tried.is_ok() || !self.keyring.has_other_writers() {
             return tried;
         }
-        // Another server may have brought the key meanwhile.
         let Some(newer) = self.keyring.doubt(block, table.position()).await else { return tried };
-        let tried = try_gmac(&newer, (title, setup), challenge, answer);
+        let tried = of(&newer);
         scrub_stack();
         tried
     }
@@ -148,6 +182,15 @@ impl Ciphering {
         self.judge(carrier.arrival.as_ref()).await
     }
 
+    /// Hears what an answer to our own challenge shows, once it was judged: that challenge was never asked before, so
+    /// whoever answered it has the keys now.
+    pub fn heed_answer(&self, title: &SystemTitle, answer: &Gmac) {
+        if let Some(shown) = &answer.shown {
+            // The other site, which has not issued the challenge, could make nothing of it.
+            self.evidence.shown(title, shown, &[]);
+        }
+    }
+
     async fn judge(&self, arrival: Option<&Arrival>) -> Result<(), Outcome> {
         let Some(arrival) = arrival else { return Ok(()) };
         match self.floors.judged(arrival).await.map_err(unavailable)? {
@@ -158,6 +201,14 @@ impl Ciphering {
                 arrival.message.counter
             ))),
         }
+    }
+}
+
+impl Carrier {
+    /// Whether it came under this pair; 0: none is named.
+    pub fn is_under(&self, versions: (u16, u16)) -> bool {
+        let Outcome { encryption_key_version, authentication_key_version, .. } = self.outcome;
+        versions == (0, 0) || versions == (encryption_key_version, authentication_key_version)
     }
 }
 
@@ -190,12 +241,33 @@ fn served(table: &BlockTable, title: SystemTitle) -> Result<ResidentMeter<'_>, O
     if meter.is_damaged() { Err(unavailable(damaged.into())) } else { Ok(meter) }
 }
 
-fn try_gmac(
+/// Staged, active and compromised ones may: the successor of the last ones is brought through an association.
+fn has_pair(
     table: &BlockTable,
     (title, setup): (SystemTitle, SecuritySetup),
-    challenge: &[u8],
-    answer: &[u8],
-) -> Result<Gmac, Outcome> {
+    (encryption, authentication): (u16, u16),
+) -> Result<(), Outcome> {
+    let meter = served(table, title)?;
+    for (kind, version) in [(KeyKind::Guek, encryption), (KeyKind::Gak, authentication)] {
+        let mut all = meter.candidates(kind, Some(setup));
+        let found = all.find(|it| it.version == version && it.standing.carries);
+        let (verdict, what) = match found.map(|it| it.key.bytes().is_some()) {
+            Some(true) => continue,
+            Some(false) => (Verdict::Unsupported, "is of protection HSM: it makes no HLS answer"),
+            None => (
+                Verdict::NoUsableKey,
+                "is not there, or carries no association: one that is staged, active or compromised does",
+            ),
+        };
+        let why = format!("version {version} of the meter's {kind} in security setup {}", setup.0);
+        let outcome = Outcome { system_title: Some(title), ..Outcome::of(verdict) };
+        return Err(outcome.because(format!("{why} {what}")));
+    }
+    Ok(())
+}
+
+fn try_gmac(table: &BlockTable, claim: &GmacClaim<'_>) -> Result<Gmac, Outcome> {
+    let GmacClaim { title, setup, versions, challenge, answer } = *claim;
     let meter = served(table, title)?;
     let failed = |why: &str| {
         Err(Outcome { system_title: Some(title), ..Outcome::of(Verdict::MicFailure) }.because(why))
@@ -204,8 +276,12 @@ fn try_gmac(
         return failed("the answer does not begin with a security control byte of mechanism 5");
     };
     let own = meter.own_title();
-    let candidates = |kind| meter.candidates(kind, Some(setup)).collect::<Vec<_>>();
-    let (eks, aks) = (candidates(KeyKind::Guek), candidates(KeyKind::Gak));
+    let candidates = |kind, named: u16| {
+        let all = meter.candidates(kind, Some(setup));
+        let wanted = all.filter(|it| named == 0 || it.version == named && it.standing.carries);
+        wanted.collect::<Vec<_>>()
+    };
+    let (eks, aks) = (candidates(KeyKind::Guek, versions.0), candidates(KeyKind::Gak, versions.1));
     let pairs = eks.iter().flat_map(|ek| aks.iter().map(move |ak| (ek, ak)));
     for (ek, ak) in pairs.take(PAIRS_MAX) {
         let (Some(encryption), Some(authentication)) = (ek.key.bytes(), ak.key.bytes()) else {
@@ -221,9 +297,21 @@ fn try_gmac(
             authentication_key_version: ak.version,
             compromised,
             arrival: if compromised { None } else { arrival() },
+            shown: if compromised { None } else { shown(&meter, ek, ak) },
         });
     }
-    failed("the answer does not verify under any pair of the meter's keys")
+    failed(match versions {
+        (0, 0) => "the answer does not verify under any pair of the meter's keys",
+        _ => "the answer does not verify under the pair of keys that was named",
+    })
+}
+
+/// The keys that such an answer proves. Its nonce begins with the meter's own title, and so does nothing that we have sent.
+fn shown(meter: &ResidentMeter<'_>, ek: &Candidate<'_>, ak: &Candidate<'_>) -> Option<Shown> {
+    let (encryption, authentication) = (ek.standing.awaits, ak.standing.awaits);
+    let waits = encryption.is_some() || authentication.is_some();
+    let is_own = !meter.is_clients(meter.own_title());
+    (waits && is_own).then_some(Shown { setup: ek.setup, encryption, authentication })
 }
 
 /// SC = 10 | suite.

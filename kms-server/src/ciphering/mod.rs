@@ -21,7 +21,7 @@ mod triage;
 mod verbs;
 
 pub use floors::{Floors, FloorsConfig};
-pub use hls::{Carrier, FloorsBefore, Gmac};
+pub use hls::{Carrier, FloorsBefore, Gmac, GmacClaim};
 pub use item::{Item, Named, OpenedBatch, Outcome, Want};
 pub use triage::{Triage, TriageAsked, TriagedFrame};
 pub use verbs::Ciphering;

@@ -8,7 +8,7 @@ use super::{
     doubt,
     figures::Figures,
     floors::Floors,
-    item::{Item, OpenedBatch, Want},
+    item::{Item, Named, OpenedBatch, Want},
     misses, token,
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
 };
 use kms_core::{
     SystemTitle,
-    ports::{EvidenceSink, NoEvidence},
+    ports::{EvidenceSink, MetersMessage, NoEvidence},
 };
 
 /// Opens APDUs with the keyring's keys.
@@ -60,6 +60,17 @@ impl Ciphering {
         let (columns, verdicts) = pass.into_columns(&*self.evidence);
         self.figures.count(want, &verdicts);
         columns
+    }
+
+    /// Opens what another site says that meters have sent, for what their tags show of their keys and nothing else: no
+    /// plaintext comes back, and no receive floor rises.
+    pub async fn hear(&self, messages: &[MetersMessage]) {
+        let items: Vec<_> = messages
+            .iter()
+            .map(|it| Item { apdu: &it.apdu, named: Named::Title(it.title), setup: None })
+            .collect();
+        let pass = self.tried(&items, Want::Verdict).await;
+        let _ = pass.into_columns(&*self.evidence);
     }
 
     /// A batch of which every item was tried, and whose receive floors were not asked.

@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     hsm::{CeremonyKey, Hsm, OaepHash, RsaKey},
-    keyring::Roles,
+    keyring::{Roles, ours},
     store::{AuditedStore, ReadStore, StoredBlock},
 };
 use kms_core::{
@@ -317,16 +317,14 @@ impl Enroller {
         let damaged = |what: &str| EnrolError::Damaged(format!("block {block}: {what}"));
         let stored: Option<StoredBlock> = self.store.block(block).await?;
         let stored = stored.ok_or_else(|| damaged("it is missing"))?;
-        let kek_id = self.hsm.status().site_kek_id;
-        let mut seals = stored.seals;
-        seals.retain(|seal| seal.kek_id == kek_id);
-        seals.sort_by_key(|seal| seal.secret_version);
+        let seals = ours(&self.hsm, &stored.seals);
         let (mut secrets, mut first_head) = (Vec::new(), None);
         for seal in seals {
             let secret_version = seal.secret_version;
             let domain = &self.domain.domain;
             let place = SecretBinding { domain, block, secret_version };
-            let secret = self.hsm.open(place.seal_aad(&kek_id), seal.sealed).await?;
+            let aad = place.seal_aad(&seal.kek_id);
+            let secret = self.hsm.open_under(seal.kek_id, aad, seal.sealed).await?;
             if first_head.is_none() {
                 let mut subkeys = Zeroizing::new([0; SUBKEYS_LEN]);
                 place.derive_subkeys(&secret, &mut subkeys[..]);

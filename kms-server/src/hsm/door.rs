@@ -87,6 +87,10 @@ impl Hsm {
         }
     }
 
+    pub(super) fn token(&self) -> &dyn Token {
+        &*self.token
+    }
+
     /// [`BlockSeals::seal`](super::BlockSeals::seal); gives the secret back beside its seal.
     pub async fn seal(
         &self,
@@ -232,7 +236,7 @@ impl Hsm {
     }
 
     #[expect(clippy::disallowed_methods, reason = "this is the door")]
-    async fn pass<T: Send + 'static>(
+    pub(super) async fn pass<T: Send + 'static>(
         &self,
         operation: Operation,
         call: impl FnOnce(&dyn Token) -> Result<T, TokenError> + Send + 'static,
@@ -308,7 +312,7 @@ mod tests {
     };
 
     use super::{
-        super::{BlockSeals, Device, Enrols, ImportsKeys, MakesKeys, SealedKeys, Signs},
+        super::{BlockSeals, Device, Enrols, ImportsKeys, MakesKeys, SealedKeys, Signs, SiteKeks},
         *,
     };
 
@@ -335,6 +339,8 @@ mod tests {
             panic!("a token that panics");
         }
     }
+
+    impl SiteKeks for Stuck {}
 
     impl SealedKeys for Stuck {
         fn wrap(&self, _: SealedKek, _: &ClearKey) -> Result<Vec<u8>, TokenError> {

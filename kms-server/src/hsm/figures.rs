@@ -30,6 +30,9 @@ kms_core::numbered! {
         HandOver = 12 "hand_over",
         Receive = 13 "receive",
         MakeKeys = 14 "make_keys",
+        MakeKek = 15 "make_kek",
+        UseKeks = 16 "use_keks",
+        DestroyKek = 17 "destroy_kek",
     }
 }
 

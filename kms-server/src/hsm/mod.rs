@@ -13,6 +13,7 @@ mod making;
 pub mod memory;
 pub mod pkcs11;
 mod rsa_key;
+mod site_keks;
 mod taking;
 mod terms;
 mod traits;
@@ -24,6 +25,7 @@ pub use error::{BoxError, TokenError};
 pub use import_key::ImportKey;
 pub use making::{KeyLen, MADE_PER_CALL_MAX, Made, MakeKeys, NewKey, NotMade, WantedKey};
 pub use rsa_key::{NotAnRsaKey, NotWrapped, RsaKey};
+pub use site_keks::SiteKeks;
 pub use taking::{
     KEYS_PER_CALL_MAX, LockedKey, NotAKey, SealedValue, StoreUnder, TakeKeys, Taken, TakenKey,
 };

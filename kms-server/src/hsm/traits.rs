@@ -11,6 +11,7 @@ use super::{
     import_key::ImportKey,
     making::{Made, MakeKeys},
     rsa_key::RsaKey,
+    site_keks::SiteKeks,
     taking::{TakeKeys, Taken},
     terms::{GcmOpen, NotAuthentic, TokenStatus, WrappedKey},
 };
@@ -108,8 +109,5 @@ pub trait Enrols: Send + Sync + 'static {
 }
 
 /// All that a token is to this service.
-pub trait Token:
-    BlockSeals + SealedKeys + ImportsKeys + MakesKeys + Device + Signs + Enrols
-{
-}
-impl<T: BlockSeals + SealedKeys + ImportsKeys + MakesKeys + Device + Signs + Enrols> Token for T {}
+pub trait Token: SiteKeks + SealedKeys + ImportsKeys + MakesKeys + Signs + Enrols {}
+impl<T: SiteKeks + SealedKeys + ImportsKeys + MakesKeys + Signs + Enrols> Token for T {}

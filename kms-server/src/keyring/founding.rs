@@ -78,7 +78,7 @@ async fn take_over(
 ) -> Result<BlockChange, KeyringError> {
     let token = |said| KeyringError::Token { block, said };
     let damaged = |what: &str| KeyringError::Damaged { block, what: what.to_owned() };
-    let kek_id = hsm.status().site_kek_id;
+    let kek_id = hsm.kek_in_use().id;
     let (mut seals, mut first) = (Vec::new(), None);
     for WrappedSecret { secret_version, wrapped } in &of_peer.secrets {
         let secret_version = *secret_version;
@@ -95,7 +95,8 @@ async fn take_over(
             }
             first = Some(head);
         }
-        let (_secret, sealed) = hsm.seal(binding.seal_aad(&kek_id), secret).await.map_err(token)?;
+        let sealed = hsm.seal_under(kek_id, binding.seal_aad(&kek_id), secret).await;
+        let (_secret, sealed) = sealed.map_err(token)?;
         seals.push(SealedSecret { secret_version, kek_id, sealed });
     }
     let head = first.ok_or_else(|| damaged("the bundle has no secret of it"))?;
@@ -118,10 +119,11 @@ async fn make(
         Ok(())
     })?;
     let binding = SecretBinding { domain: &domain.domain, block, secret_version: FIRST_SECRET };
-    let kek_id = hsm.status().site_kek_id;
+    let kek_id = hsm.kek_in_use().id;
     let mut subkeys = Zeroizing::new([0; SUBKEYS_LEN]);
     binding.derive_subkeys(&secret, &mut subkeys[..]);
-    let (_secret, sealed) = hsm.seal(binding.seal_aad(&kek_id), secret).await.map_err(token)?;
+    let sealed = hsm.seal_under(kek_id, binding.seal_aad(&kek_id), secret).await;
+    let (_secret, sealed) = sealed.map_err(token)?;
     let keys = BlockKeys::new(domain.domain, &subkeys[..]);
     let keys = keys.ok_or_else(|| damaged("its subkeys are incomplete"))?;
     let head = keys.first_head(block, FIRST_SECRET, domain.epoch);

@@ -2,8 +2,8 @@
 
 use super::{
     error::KeyringError,
-    taking::{BlockKeysAtHand, TakeError, Taker},
-    writing::{Change, WrappedValue},
+    taking::{AtHand, BlockKeysAtHand, TakeError, Taker},
+    writing::{KeysOfBlock, WrappedValue},
 };
 use crate::hsm::{KeyLen, MADE_PER_CALL_MAX, MakeKeys, NewKey, NotMade, TokenError, WantedKey};
 use kms_core::{SealedKek, block::keys};
@@ -13,8 +13,8 @@ const ATTEMPTS_MAX: usize = 3;
 
 /// A key to make.
 pub struct KeyToMake<'a> {
-    /// The block of its meter.
-    pub change: &'a Change,
+    /// Of its meter's block.
+    pub block: &'a KeysOfBlock,
     /// Where it is stored; `None`: protection `MEMORY`.
     pub under: Option<SealedKek>,
     /// As the meter's security suite has it.
@@ -59,7 +59,7 @@ impl Taker {
                 continue;
             }
             let made: Vec<_> = made.into_iter().map(|key| key.map(value)).collect();
-            let places = group.iter().map(|key| (key.change, key.under));
+            let places = group.iter().map(|key| (AtHand::from(key.block), key.under));
             let values = made.iter().map(|key| key.as_ref().ok().map(|made| &made.stored));
             if self.open_as_said(places.zip(values))? {
                 return Ok(made);
@@ -74,8 +74,8 @@ impl Taker {
         let mut blocks = BlockKeysAtHand::default();
         let mut keks: Vec<Vec<u8>> = Vec::new();
         let mut wanted = Vec::with_capacity(group.len());
-        for KeyToMake { change, under, len, kek } in group {
-            let under = blocks.under(&self.opener, change, *under)?;
+        for KeyToMake { block, under, len, kek } in group {
+            let under = blocks.under(&self.opener, AtHand::from(*block), *under)?;
             let place = keks.iter().position(|known| known == kek).unwrap_or(keks.len());
             if place == keks.len() {
                 keks.push(kek.to_vec());

@@ -35,6 +35,7 @@ use super::{
     known_states::{KnownStates, State},
     resident::{BlockTable, Resident, ResidentMeter, Row, arena::Segment, piece_len, scrub_stack},
     role::SiteRole,
+    site_keks::SiteKekKeeper,
     turns::Turns,
 };
 
@@ -108,6 +109,8 @@ pub(super) struct Opener {
     pub(super) role: Arc<SiteRole>,
     pub(super) profiles: Arc<Profiles>,
     pub(super) states: KnownStates,
+    /// Which site KEKs are in use.
+    pub(super) keks: Arc<SiteKekKeeper>,
     /// Openings under way: many ask, one opens.
     opening: Mutex<HashMap<BlockNo, Opening>>,
     /// The seal that each block's resident subkeys came from: its SHA-256.
@@ -123,7 +126,9 @@ impl Opener {
         below: Below,
     ) -> Self {
         let Below { hsm, store, clock, freshness, role, profiles } = below;
+        let keks = SiteKekKeeper::new(hsm.clone(), Arc::clone(&store), domain.clone());
         Self {
+            keks: Arc::new(keks),
             domain,
             resident,
             faults: Faults::default(),
@@ -281,7 +286,7 @@ impl Opener {
     async fn unseal(&self, stored: &StoredBlock) -> Result<Unsealed, KeyringError> {
         let (block, secret_version) = (stored.head.block, stored.head.secret_version);
         let mut subkeys = self.room(block, SUBKEYS_LEN, Room::MayCloseOthers)?;
-        let seal = self.seal_of(stored)?;
+        let seal = self.own_seal(block, secret_version, &stored.seals).await?;
         let seal_hash: [u8; 32] = Sha256::digest(&seal.sealed).into();
         // Records written under subkeys whose seal is another one by now could never be opened again.
         let is_the_same = self.seals().get(&block) == Some(&seal_hash);
@@ -292,28 +297,20 @@ impl Opener {
         if let Some(known) = resident.as_ref().and_then(|table| table.subkeys()) {
             subkeys.bytes_mut()[..SUBKEYS_LEN].copy_from_slice(known);
         } else {
-            self.ask_token(stored, &mut subkeys).await?;
+            self.ask_token(&stored.head, &seal, &mut subkeys).await?;
             self.seals().insert(block, seal_hash);
         }
         self.expand(block, subkeys, secret_version)
     }
 
-    /// The seal of the block's secret that is for this token.
-    fn seal_of<'s>(&self, stored: &'s StoredBlock) -> Result<&'s SealedSecret, KeyringError> {
-        let (kek_id, version) = (self.hsm.status().site_kek_id, stored.head.secret_version);
-        let mut seals = stored.seals.iter();
-        let ours = seals.find(|seal| seal.kek_id == kek_id && seal.secret_version == version);
-        ours.ok_or(KeyringError::NotSealedForUs(stored.head.block))
-    }
-
     /// Has the token open the block's secret, whose subkeys come into `out`.
     async fn ask_token(
         &self,
-        stored: &StoredBlock,
+        head: &Head,
+        seal: &SealedSecret,
         out: &mut Segment,
     ) -> Result<BlockSecret, KeyringError> {
-        let (block, secret_version) = (stored.head.block, stored.head.secret_version);
-        let seal = self.seal_of(stored)?;
+        let (block, secret_version) = (head.block, head.secret_version);
         let domain = &self.domain.domain;
         let binding = SecretBinding { domain, block, secret_version };
         let aad = binding.seal_aad(&seal.kek_id);
@@ -323,15 +320,14 @@ impl Opener {
         loop {
             let secret = self
                 .hsm
-                .open(aad.clone(), seal.sealed.clone())
+                .open_under(seal.kek_id, aad.clone(), seal.sealed.clone())
                 .await
                 .map_err(|said| KeyringError::Token { block, said })?;
             asked += 1;
             let out = &mut out.bytes_mut()[..SUBKEYS_LEN];
             binding.derive_subkeys(&secret, out);
             let keys = BlockKeys::new(*domain, out);
-            if asked == ANSWERS_MAX || keys.is_some_and(|keys| keys.head_is_authentic(&stored.head))
-            {
+            if asked == ANSWERS_MAX || keys.is_some_and(|keys| keys.head_is_authentic(head)) {
                 return Ok(secret);
             }
         }
@@ -346,8 +342,9 @@ impl Opener {
         self.not_refused()?;
         let stored = self.stored(block).await?;
         let mut subkeys = self.room(block, SUBKEYS_LEN, Room::MayCloseOthers)?;
-        let secret = self.ask_token(&stored, &mut subkeys).await?;
         let secret_version = stored.head.secret_version;
+        let seal = self.own_seal(block, secret_version, &stored.seals).await?;
+        let secret = self.ask_token(&stored.head, &seal, &mut subkeys).await?;
         let binding = SecretBinding { domain: &self.domain.domain, block, secret_version };
         let key = ProofKey::of(&binding, &secret);
         let unsealed = self.expand(block, subkeys, secret_version)?;

@@ -22,6 +22,7 @@ use super::{
     resident::{Resident, arena::ArenaError},
     roles::Roles,
     rotator::SecretRotator,
+    site_keks::SiteKekKeeper,
     taking::Taker,
     warm_up::WarmUp,
     writing::Writer,
@@ -53,6 +54,8 @@ pub struct Keyring {
     pub dates: Arc<Dates>,
     /// Rotates blocks' secrets.
     pub rotator: Arc<SecretRotator>,
+    /// Which site KEKs are in use.
+    pub keks: Arc<SiteKekKeeper>,
     /// Counter lines, and marks.
     pub counting: Arc<Counting>,
     /// For the status.
@@ -110,6 +113,7 @@ impl Keyring {
             roles,
             dates: Arc::new(Dates::new(Arc::clone(&opener))),
             counting: Arc::new(Counting::new(Arc::clone(&opener))),
+            keks: Arc::clone(&opener.keks),
             overview: Arc::new(Overview::new(opener, renewer, warm_up)),
             refresher: Arc::new(refresher),
         })

@@ -235,9 +235,9 @@ impl SecretRotator {
             bytes.copy_from_slice(random);
             Ok::<_, KeyringError>(())
         })?;
-        let kek_id = hsm.status().site_kek_id;
+        let kek_id = hsm.kek_in_use().id;
         let place = opener.place(block, version).seal_aad(&kek_id);
-        let (secret, sealed) = hsm.seal(place, secret).await.map_err(failed)?;
+        let (secret, sealed) = hsm.seal_under(kek_id, place, secret).await.map_err(failed)?;
         let unsealed = opener.expanded(block, version, &secret)?;
         Ok((unsealed, secret, SealedSecret { secret_version: version, kek_id, sealed }))
     }

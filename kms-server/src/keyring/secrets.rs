@@ -48,19 +48,6 @@ impl Unsealed {
 }
 
 impl Opener {
-    /// The seals of a block for this token, by version.
-    pub(super) async fn own_seals(
-        &self,
-        block: BlockNo,
-    ) -> Result<Vec<SealedSecret>, KeyringError> {
-        // Of its records none is asked for.
-        let stored = self.store.block_in_part(block, &[]).await?;
-        let mut seals = stored.ok_or_else(|| KeyringError::missing(block))?.seals;
-        let kek_id = self.hsm.status().site_kek_id;
-        seals.retain(|seal| seal.kek_id == kek_id);
-        Ok(seals)
-    }
-
     /// The secret in a seal, and its subkeys in the arena.
     pub(super) async fn unseal_as(
         &self,
@@ -68,7 +55,8 @@ impl Opener {
         seal: &SealedSecret,
     ) -> Result<(Unsealed, BlockSecret), KeyringError> {
         let binding = self.place(block, seal.secret_version);
-        let secret = self.hsm.open(binding.seal_aad(&seal.kek_id), seal.sealed.clone()).await;
+        let (place, sealed) = (binding.seal_aad(&seal.kek_id), seal.sealed.clone());
+        let secret = self.hsm.open_under(seal.kek_id, place, sealed).await;
         let secret = secret.map_err(|said| KeyringError::Token { block, said })?;
         Ok((self.expanded(block, seal.secret_version, &secret)?, secret))
     }
@@ -139,11 +127,8 @@ impl Opener {
     ) -> Result<ProofKey, KeyringError> {
         let staged = self.secrets_in(verified).filter(|it| it.stage == SecretStage::Staged);
         let Some(BlockSecrets { block, version, .. }) = staged else { return Ok(key) };
-        let kek_id = self.hsm.status().site_kek_id;
-        let mut seals = seals.iter();
-        let ours = seals.find(|seal| seal.kek_id == kek_id && seal.secret_version == version);
-        let seal = ours.ok_or(KeyringError::NotSealedForUs(block))?;
-        let (_, secret) = self.unseal_as(block, seal).await?;
+        let seal = self.own_seal(block, version, seals).await?;
+        let (_, secret) = self.unseal_as(block, &seal).await?;
         Ok(key.with_staged(ProofKey::of(&self.place(block, version), &secret)))
     }
 
@@ -190,9 +175,9 @@ impl Opener {
         if link(block, ours.under(), unsealed.under()) != secrets.link {
             return Ok(Err("its new secret is not one that a site of this domain made".to_owned()));
         }
-        let kek_id = self.hsm.status().site_kek_id;
+        let kek_id = self.hsm.kek_in_use().id;
         let place = self.place(block, version).seal_aad(&kek_id);
-        let sealed = self.hsm.seal(place, secret).await;
+        let sealed = self.hsm.seal_under(kek_id, place, secret).await;
         let (_, sealed) = sealed.map_err(|said| KeyringError::Token { block, said })?;
         let seal = Some(SealedSecret { secret_version: version, kek_id, sealed });
         Ok(Ok(Received { unsealed, seal }))

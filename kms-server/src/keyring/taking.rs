@@ -7,7 +7,7 @@ use super::{
     error::KeyringError,
     opening::{Opener, Room},
     resident::{arena::Segment, scrub_stack},
-    writing::{Change, WrappedValue},
+    writing::{Change, KeysOfBlock, WrappedValue},
 };
 use crate::hsm::{
     ImportKey, KEYS_PER_CALL_MAX, LockedKey, SealedValue, StoreUnder, TakeKeys, TakenKey,
@@ -15,7 +15,7 @@ use crate::hsm::{
 };
 use kms_core::{
     BlockNo, DomainRecord, SealedKek,
-    block::keys::{self, WRAP_KEY_LEN},
+    block::keys::{BlockKeys, WRAP_KEY_LEN, fingerprint_label, identify_bytes},
 };
 
 /// The most times that the token is asked for keys that it garbles.
@@ -45,6 +45,26 @@ pub enum TakeError {
     Keyring(#[from] KeyringError),
 }
 
+/// What is needed of a block to store keys in it.
+#[derive(Clone, Copy)]
+pub(super) struct AtHand<'a> {
+    block: BlockNo,
+    keys: &'a BlockKeys,
+    wrap_key: &'a [u8],
+}
+
+impl<'a> From<&'a Change> for AtHand<'a> {
+    fn from(change: &'a Change) -> Self {
+        Self { block: change.block(), keys: change.keys(), wrap_key: change.wrap_key() }
+    }
+}
+
+impl<'a> From<&'a KeysOfBlock> for AtHand<'a> {
+    fn from(keys: &'a KeysOfBlock) -> Self {
+        Self { block: keys.block(), keys: keys.keys(), wrap_key: keys.wrap_key() }
+    }
+}
+
 /// A block's `wrap` key, copied within the arena for the length of a call.
 pub(super) struct WrapKey(Segment);
 
@@ -60,19 +80,19 @@ impl BlockKeysAtHand {
     pub(super) fn under(
         &mut self,
         opener: &Opener,
-        change: &Change,
+        AtHand { block, wrap_key, .. }: AtHand<'_>,
         kek: Option<SealedKek>,
     ) -> Result<StoreUnder, KeyringError> {
         if let Some(kek) = kek {
             return Ok(StoreUnder::Kek(kek));
         }
-        if let Some(place) = self.places.get(&change.block()) {
+        if let Some(place) = self.places.get(&block) {
             return Ok(StoreUnder::Block(*place));
         }
-        let mut copy = opener.room(change.block(), WRAP_KEY_LEN, Room::MayCloseOthers)?;
-        copy.bytes_mut()[..WRAP_KEY_LEN].copy_from_slice(change.wrap_key());
+        let mut copy = opener.room(block, WRAP_KEY_LEN, Room::MayCloseOthers)?;
+        copy.bytes_mut()[..WRAP_KEY_LEN].copy_from_slice(wrap_key);
         let place = self.wrap_keys.len();
-        self.places.insert(change.block(), place);
+        self.places.insert(block, place);
         self.wrap_keys.push(Arc::new(WrapKey(copy)));
         Ok(StoreUnder::Block(place))
     }
@@ -151,27 +171,27 @@ impl Taker {
         group: &[SealedKey<'_>],
         taken: &[Option<WrappedValue>],
     ) -> Result<bool, KeyringError> {
-        let places = group.iter().map(|key| (key.change, key.under));
+        let places = group.iter().map(|key| (AtHand::from(key.change), key.under));
         self.open_as_said(places.zip(taken.iter().map(Option::as_ref)))
     }
 
     /// The same, of whatever the token wrapped.
     pub(super) fn open_as_said<'v>(
         &self,
-        wrapped: impl Iterator<Item = ((&'v Change, Option<SealedKek>), Option<&'v WrappedValue>)>,
+        wrapped: impl Iterator<Item = ((AtHand<'v>, Option<SealedKek>), Option<&'v WrappedValue>)>,
     ) -> Result<bool, KeyringError> {
         let mut scratch: Option<Segment> = None;
         let mut open = true;
-        for ((change, under), value) in wrapped {
+        for ((AtHand { block, keys, .. }, under), value) in wrapped {
             let (None, Some(value)) = (under, value) else { continue };
             let mut room = match scratch.take() {
                 Some(room) => room,
-                None => self.opener.room(change.block(), WRAP_KEY_LEN, Room::MayCloseOthers)?,
+                None => self.opener.room(block, WRAP_KEY_LEN, Room::MayCloseOthers)?,
             };
             let len = value.wrapped.len().saturating_sub(WRAP_OVERHEAD);
             open &= room.bytes_mut().get_mut(..len).is_some_and(|place| {
-                change.keys().unwrap_into(&value.wrapped, place).is_ok()
-                    && keys::identify_bytes(&self.opener.domain.domain, place)
+                keys.unwrap_into(&value.wrapped, place).is_ok()
+                    && identify_bytes(&self.opener.domain.domain, place)
                         .is_some_and(|it| it == (value.fingerprint, value.kcv.unwrap_or_default()))
             });
             scratch = Some(room);
@@ -188,12 +208,12 @@ impl Taker {
         let mut blocks = BlockKeysAtHand::default();
         let mut values = Vec::with_capacity(sealed.len());
         for SealedKey { change, under, wrapped } in sealed {
-            let under = blocks.under(&self.opener, change, *under)?;
+            let under = blocks.under(&self.opener, AtHand::from(*change), *under)?;
             values.push(SealedValue { wrapped: wrapped.to_vec(), under });
         }
         Ok(TakeKeys {
             wrapped_file_key: wrapped_file_key.to_vec(),
-            fingerprint_label: keys::fingerprint_label(&self.opener.domain.domain),
+            fingerprint_label: fingerprint_label(&self.opener.domain.domain),
             wrap_keys: blocks.wrap_keys,
             keys: values,
         })

@@ -46,6 +46,37 @@ pub struct Change {
     under: Option<(Unsealed, BlockSecrets)>,
 }
 
+/// The keys of a block as a change found it, whose turn was given back: whoever works long with them keeps nobody waiting.
+/// What is made with them is held against the block's secret before it is stored.
+pub struct KeysOfBlock {
+    block: BlockNo,
+    unsealed: Unsealed,
+}
+
+impl KeysOfBlock {
+    /// The block.
+    pub fn block(&self) -> BlockNo {
+        self.block
+    }
+
+    /// The version of the block's secret that they are of.
+    pub fn secret_version(&self) -> u32 {
+        self.unsealed.secret_version
+    }
+
+    pub(super) fn keys(&self) -> &BlockKeys {
+        &self.unsealed.keys
+    }
+
+    pub(super) fn wrap_key(&self) -> &[u8] {
+        wrap_key(&self.unsealed)
+    }
+}
+
+fn wrap_key(unsealed: &Unsealed) -> &[u8] {
+    unsealed.subkeys.bytes().get(..WRAP_KEY_LEN).unwrap_or_default()
+}
+
 /// A clear key as its record will have it.
 #[derive(Clone, Debug)]
 pub struct WrappedValue {
@@ -94,7 +125,13 @@ impl Change {
 
     /// The block's `wrap` key, where it lies in the arena.
     pub(super) fn wrap_key(&self) -> &[u8] {
-        self.unsealed.subkeys.bytes().get(..WRAP_KEY_LEN).unwrap_or_default()
+        wrap_key(&self.unsealed)
+    }
+
+    /// Gives the block back, and keeps its keys.
+    pub fn into_keys(self) -> KeysOfBlock {
+        let Self { unsealed, staged, .. } = self;
+        KeysOfBlock { block: staged.base().block(), unsealed }
     }
 
     /// The block's subkeys, expanded.

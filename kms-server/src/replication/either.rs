@@ -26,6 +26,7 @@ use kms_core::{
     BlockNo, Epoch,
     block::BlockMark,
     floors::{FloorPlace, FloorRow},
+    ports::MetersMessage,
     site::{readiness::SignedReadiness, role::SignedRoleRecord},
 };
 
@@ -129,6 +130,14 @@ impl Peer for EitherSite {
         rows: Vec<Divergent>,
     ) -> Result<(SiteCard, Vec<Known>), PeerError> {
         self.now().report_divergence(card, rows).await
+    }
+
+    async fn hand_evidence(
+        &self,
+        card: SiteCard,
+        messages: Vec<MetersMessage>,
+    ) -> Result<SiteCard, PeerError> {
+        self.now().hand_evidence(card, messages).await
     }
 
     async fn floors(

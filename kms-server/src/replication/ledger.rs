@@ -18,6 +18,7 @@ use super::{
 };
 use crate::store::{
     AuditedStore, BlockChange, Positions, ReadStore, StoreError,
+    keks::KekStep,
     sites::{BlockAdoption, BlockChanges, Divergent, PeerStep, RoleStep},
 };
 use kms_core::{BlockCount, BlockNo, Position, audit::AuditEntry};
@@ -217,6 +218,14 @@ impl AuditedStore for Noted {
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
         self.commits.put_divergence(divergent, entries).await
+    }
+
+    async fn put_site_keks(
+        &self,
+        step: KekStep,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        self.commits.put_site_keks(step, entries).await
     }
 }
 

@@ -6,7 +6,7 @@
 //! for proofs and sums them up; [`reporting`] signs and keeps what was proved; [`witnessing`] keeps what each site has
 //! shown of itself; [`planning`] says what a promotion would cost; [`confirming`] learns whether a write is replicated;
 //! [`auditing`] copies the peer's audit log; [`watching`] looks whether anybody follows; [`remembering`] keeps the peer's marks of counters, [`flooring`] takes in its
-//! receive floors; [`telling`] tells the site that writes what this one wrote alone; [`turning`] turns a read-only replica
+//! receive floors; [`telling`] tells the site that writes what this one wrote alone; [`handing`] brings it what meters have shown here; [`turning`] turns a read-only replica
 //! to the one of two that writes. They reach the other site through [`Peer`], and know nothing of how:
 //! `rpc/peer` does.
 //! Every block is taken over by the keyring's `Adopter`, which verifies it.
@@ -23,6 +23,7 @@ mod flooring;
 mod followed;
 mod following;
 mod grounds;
+mod handing;
 mod lagging;
 mod ledger;
 mod letting_go;
@@ -57,6 +58,7 @@ pub use fencing::{Fencing, NotFenced};
 pub use flooring::Flooring;
 pub use following::{Following, Repaired};
 pub use grounds::Grounds;
+pub use handing::Handing;
 pub use lagging::{Behind, FollowerStatus};
 pub use ledger::{Ledger, Noted};
 pub use makeup::{OwnMakeup, Trust, TrustSource};

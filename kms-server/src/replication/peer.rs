@@ -16,6 +16,7 @@ use kms_core::{
     BlockNo, Epoch,
     block::BlockMark,
     floors::{FloorPlace, FloorRow},
+    ports::MetersMessage,
     site::{readiness::SignedReadiness, role::SignedRoleRecord},
 };
 
@@ -64,6 +65,13 @@ pub trait Peer: Send + Sync + 'static {
         card: SiteCard,
         rows: Vec<Divergent>,
     ) -> Result<(SiteCard, Vec<Known>), PeerError>;
+
+    /// Hands it messages of meters that show which keys they have. It has taken them if it says that it writes.
+    async fn hand_evidence(
+        &self,
+        card: SiteCard,
+        messages: Vec<MetersMessage>,
+    ) -> Result<SiteCard, PeerError>;
 
     /// A page of the receive floors that it has stored after this place, in order; none: that was all. Not verified.
     async fn floors(

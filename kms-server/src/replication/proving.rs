@@ -36,7 +36,7 @@ use kms_core::{
 };
 
 /// Blocks that are asked for in one call.
-const ASKED_AT_ONCE: usize = 256;
+pub(super) const ASKED_AT_ONCE: usize = 256;
 /// The longest time for such a call.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Blocks that are opened at the same time for proofs: the token is there for APDUs first.

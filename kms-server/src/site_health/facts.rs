@@ -157,6 +157,7 @@ mod tests {
     use super::*;
     use crate::store::{
         Holder, IndexedMeter, StoredBlock,
+        keks::KekRows,
         papers::Strange,
         sites::{AloneLock, BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow},
         whole::RestoreState,
@@ -164,7 +165,7 @@ mod tests {
     use async_trait::async_trait;
     use kms_core::{
         BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, SystemTitle,
-        site::{peer::SignedPeer, role::SignedRoleRecord},
+        site::{keks::SignedSiteKeks, peer::SignedPeer, role::SignedRoleRecord},
     };
 
     /// A database that only counts, in its way.
@@ -172,6 +173,13 @@ mod tests {
         Well,
         Broken,
         Hanging,
+    }
+
+    #[async_trait]
+    impl KekRows for Store {
+        async fn site_keks(&self) -> Result<Vec<SignedSiteKeks>, StoreError> {
+            Ok(Vec::new())
+        }
     }
 
     #[async_trait]

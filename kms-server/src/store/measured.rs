@@ -1,5 +1,7 @@
 //! Any store, with its calls measured.
 
+mod keks;
+
 use std::{sync::Arc, time::Instant};
 
 use async_trait::async_trait;
@@ -83,9 +85,13 @@ enum Operation {
     PutApproval,
     FormerSeals,
     RetireSeals,
+    SiteKeks,
+    KekPairs,
+    AddTwin,
+    PutSiteKeks,
 }
 
-const OPERATIONS: [&str; 38] = [
+const OPERATIONS: [&str; 42] = [
     "domain",
     "heads",
     "block",
@@ -124,6 +130,10 @@ const OPERATIONS: [&str; 38] = [
     "put_approval",
     "former_seals",
     "retire_seals",
+    "site_keks",
+    "kek_pairs",
+    "add_kek_twin",
+    "put_site_keks",
 ];
 
 const OUTCOMES: [&str; 11] = [

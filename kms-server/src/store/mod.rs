@@ -8,6 +8,7 @@ pub mod approvals;
 pub mod counters;
 pub mod floors;
 mod indexing;
+pub mod keks;
 pub mod measured;
 mod nouns;
 pub mod papers;
@@ -33,6 +34,7 @@ use kms_core::{
 use approvals::{ApprovalStep, StoredApproval};
 use counters::CounterStore;
 use floors::FloorStore;
+use keks::{KekRows, KekStep, KekStore};
 pub use nouns::{
     BlockChange, DamagedRow, Founding, Holder, IndexEntry, IndexedMeter, Positions, RecordChange,
     RestoreState, SealedSecret, StandbyLag, StoreError, StoredBlock, Timeline,
@@ -64,7 +66,7 @@ pub struct ChainLink<'a> {
 
 /// Reading.
 #[async_trait]
-pub trait ReadStore: Send + Sync + 'static {
+pub trait ReadStore: KekRows {
     /// "sqlite" or "postgresql".
     fn kind(&self) -> &'static str;
 
@@ -270,6 +272,7 @@ pub trait WriteStore:
     + ApprovalStore
     + CounterStore
     + FloorStore
+    + KekStore
     + PaperStore
     + PeerAuditStore
     + SealStore
@@ -354,6 +357,13 @@ pub trait AuditedStore: Send + Sync + 'static {
     async fn put_divergence(
         &self,
         divergent: Vec<Divergent>,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError>;
+
+    /// As [`KekStore::put_site_keks`]. Runs to its end even if the future is dropped.
+    async fn put_site_keks(
+        &self,
+        step: KekStep,
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError>;
 }

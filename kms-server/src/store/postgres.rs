@@ -18,6 +18,7 @@ mod floors;
 mod follow;
 mod follower;
 mod index;
+mod keks;
 mod open;
 mod papers;
 mod patience;

@@ -11,6 +11,7 @@ mod counters;
 mod failure;
 mod floors;
 mod index;
+mod keks;
 mod open;
 mod papers;
 mod peer_audit;

@@ -4,6 +4,7 @@
 use super::{
     BlockChange, ChainLink, StoreError,
     approvals::ApprovalStep,
+    keks::KekStep,
     rules,
     sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
 };
@@ -18,6 +19,7 @@ pub(super) enum Work<'a> {
     PutPeer(&'a PeerStep),
     PutApproval(&'a ApprovalStep),
     PutDivergence(&'a [Divergent]),
+    PutSiteKeks(&'a KekStep),
 }
 
 impl Work<'_> {
@@ -27,7 +29,10 @@ impl Work<'_> {
             Self::Commit(changes) => rules::check(changes)?,
             Self::Adopt(adoptions) => rules::check_adoptions(adoptions)?,
             Self::ChangeRole(step) => rules::check_role(step)?,
-            Self::PutPeer(_) | Self::PutApproval(_) | Self::PutDivergence(_) => {}
+            Self::PutPeer(_)
+            | Self::PutApproval(_)
+            | Self::PutDivergence(_)
+            | Self::PutSiteKeks(_) => {}
         }
         rules::check_audit(audit)
     }
@@ -39,7 +44,10 @@ impl Work<'_> {
             Self::Commit(changes) => first(changes),
             Self::Adopt(adoptions) => adoptions.iter().map(|adoption| adoption.head.block).min(),
             Self::ChangeRole(step) => first(&step.blocks),
-            Self::PutPeer(_) | Self::PutApproval(_) | Self::PutDivergence(_) => None,
+            Self::PutPeer(_)
+            | Self::PutApproval(_)
+            | Self::PutDivergence(_)
+            | Self::PutSiteKeks(_) => None,
         }
     }
 }

@@ -18,6 +18,7 @@ use crate::{
     replication::{Peer, PeerError, SiteCard},
     store::{
         AuditedStore, BlockChange, StoreError,
+        keks::KekStep,
         sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
     },
 };
@@ -220,6 +221,10 @@ impl AuditedStore for FirstAt {
         _: Vec<Divergent>,
         _: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
+        Err(StoreError::ReadOnly)
+    }
+
+    async fn put_site_keks(&self, _: KekStep, _: Vec<AuditEntry>) -> Result<(), StoreError> {
         Err(StoreError::ReadOnly)
     }
 }

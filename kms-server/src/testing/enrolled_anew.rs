@@ -23,6 +23,7 @@ use crate::{
     enrolment::{EnrolError, Enroller, Enrolling},
     store::{
         AuditedStore, BlockChange, StoreError,
+        keks::KekStep,
         sites::{BlockAdoption, Divergent, PeerStep, RoleStep},
     },
 };
@@ -73,6 +74,14 @@ impl AuditedStore for SomebodyFirst {
         entries: Vec<AuditEntry>,
     ) -> Result<(), StoreError> {
         self.commits.put_divergence(divergent, entries).await
+    }
+
+    async fn put_site_keks(
+        &self,
+        step: KekStep,
+        entries: Vec<AuditEntry>,
+    ) -> Result<(), StoreError> {
+        self.commits.put_site_keks(step, entries).await
     }
 }
 

@@ -13,6 +13,7 @@ use kms_core::{
         request::{JoinRequest, SignedRequest},
     },
     site::{
+        keks::SignedSiteKeks,
         peer::{PeerKind, SignedPeer},
         role::{RoleChange, RoleRecord, SignedRoleRecord},
     },
@@ -33,6 +34,7 @@ use crate::{
     keyring::{KeyringError, founding::take_over_blocks},
     store::{
         Holder, IndexedMeter, ReadStore, StoreError, StoredBlock,
+        keks::KekRows,
         papers::Strange,
         sites::{BlockChanges, DivergenceAsked, Divergent, FollowerLock, RoleRow},
         whole::RestoreState,
@@ -113,6 +115,13 @@ struct Tampered {
     role_records: Vec<SignedRoleRecord>,
     peers: Vec<SignedPeer>,
     writes: bool,
+}
+
+#[async_trait::async_trait]
+impl KekRows for Tampered {
+    async fn site_keks(&self) -> Result<Vec<SignedSiteKeks>, StoreError> {
+        self.inner.site_keks().await
+    }
 }
 
 #[async_trait::async_trait]

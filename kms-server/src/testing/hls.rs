@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     associations::{
-        Action, Answered, Asked, Associations, Begin, Begun, GivenAnswer, Handle, Mechanism,
+        Action, Answered, Asked, Associations, Begin, Begun, Given, GivenAnswer, Handle, Mechanism,
         NotAssociated, Verified,
     },
     ciphering::Named,
@@ -38,13 +38,13 @@ use crate::{
     },
 };
 
-const CLIENT: SystemTitle = SystemTitle::new(*b"AMIHES\x00\x01");
-const STOC: &[u8] = b"P6wRJ21F";
+pub(super) const CLIENT: SystemTitle = SystemTitle::new(*b"AMIHES\x00\x01");
+pub(super) const STOC: &[u8] = b"P6wRJ21F";
 const SECRET: &[u8] = b"the HLS secret";
-const HES: &str = "hes-1";
-const GMAC: Mechanism = Mechanism::Gmac;
+pub(super) const HES: &str = "hes-1";
+pub(super) const GMAC: Mechanism = Mechanism::Gmac;
 
-const ORIGIN: Origin<'static> = Origin {
+pub(super) const ORIGIN: Origin<'static> = Origin {
     caller: HES,
     roles: Vec::new(),
     call: "Ciphering/AnswerHlsChallenge",
@@ -66,14 +66,14 @@ impl Clock for Time {
     }
 }
 
-struct World {
-    site: Site,
-    sending: Arc<Transmitting>,
-    open: Associations,
+pub(super) struct World {
+    pub(super) site: Site,
+    pub(super) sending: Arc<Transmitting>,
+    pub(super) open: Associations,
     time: Arc<Time>,
 }
 
-async fn world(home: &Home) -> World {
+pub(super) async fn world(home: &Home) -> World {
     let time = Arc::new(Time::default());
     let clock: Arc<dyn Clock> = time.clone();
     let options =
@@ -85,7 +85,7 @@ async fn world(home: &Home) -> World {
 }
 
 /// Meter `n` of a profile, with these keys beside GUEK and GAK.
-fn of_profile(n: u64, profile: &str, more: Vec<NewKey>) -> NewMeter {
+pub(super) fn of_profile(n: u64, profile: &str, more: Vec<NewKey>) -> NewMeter {
     let policy = MeterPolicy {
         client_title: Some(CLIENT),
         // The answer itself bears no ciphertext, and is none the worse for it.
@@ -102,7 +102,7 @@ fn with_secret(n: u64, profile: &str, secret: &[u8]) -> NewMeter {
     of_profile(n, profile, vec![key(KeyKind::HlsSecret, secret.to_vec())])
 }
 
-fn wanted(n: u64, mechanism: Mechanism) -> Begin<'static> {
+pub(super) fn wanted(n: u64, mechanism: Mechanism) -> Begin<'static> {
     Begin {
         whose: Whose::Title(title(n)),
         setup: SecuritySetup(0),
@@ -110,11 +110,13 @@ fn wanted(n: u64, mechanism: Mechanism) -> Begin<'static> {
         mechanism,
         suite: None,
         challenge_len: 16,
+        versions: (0, 0),
     }
 }
 
-const BARE: Asked<'static> = Asked { challenge: STOC, said: None, action: None };
-const CARRIED: Asked<'static> = Asked {
+pub(super) const BARE: Asked<'static> =
+    Asked { challenge: STOC, said: None, action: None, versions: (0, 0) };
+pub(super) const CARRIED: Asked<'static> = Asked {
     action: Some(Action {
         invoke_id_and_priority: 0xC1,
         envelope: Envelope::Service,
@@ -123,17 +125,21 @@ const CARRIED: Asked<'static> = Asked {
     ..BARE
 };
 
+pub(super) const fn any_pair(answer: GivenAnswer<'_>) -> Given<'_> {
+    Given { answer, versions: (0, 0) }
+}
+
 impl World {
-    async fn begin(&self, n: u64, mechanism: Mechanism) -> Begun {
+    pub(super) async fn begin(&self, n: u64, mechanism: Mechanism) -> Begun {
         self.open.begin(HES, wanted(n, mechanism)).await.unwrap().unwrap()
     }
 
-    async fn answer(&self, begun: &Begun, asked: Asked<'_>) -> Answered {
+    pub(super) async fn answer(&self, begun: &Begun, asked: Asked<'_>) -> Answered {
         self.open.answer(&ORIGIN, begun.handle, asked).await.unwrap()
     }
 
-    async fn verify(&self, begun: &Begun, answer: GivenAnswer<'_>) -> Verified {
-        self.open.verify(HES, begun.handle, answer).await.unwrap()
+    pub(super) async fn verify(&self, begun: &Begun, answer: GivenAnswer<'_>) -> Verified {
+        self.open.verify(HES, begun.handle, any_pair(answer)).await.unwrap()
     }
 }
 
@@ -143,7 +149,7 @@ fn keys_of(n: u64, with: impl FnOnce(&Keys<'_>)) {
     with(&Keys { encryption: &guek, authentication: &gak });
 }
 
-fn fresh(counter: u32) -> FreshCounter {
+pub(super) fn fresh(counter: u32) -> FreshCounter {
     FreshCounter::promise_never_used_under_this_key_and_title(counter)
 }
 
@@ -228,8 +234,9 @@ fn each_step_is_taken_once_in_order_and_by_who_began() {
         declare(&it.sending, 1, None).await.unwrap();
         let begun = it.begin(1, GMAC).await;
         let answer = meters_answer(1, &begun.challenge, 5);
-        let verify =
-            async |caller| it.open.verify(caller, begun.handle, GivenAnswer::Bare(&answer)).await;
+        let verify = async |caller| {
+            it.open.verify(caller, begun.handle, any_pair(GivenAnswer::Bare(&answer))).await
+        };
         assert!(matches!(verify(HES).await, Err(NotAssociated::OutOfOrder(_))));
         // Somebody else's.
         let other = Origin { caller: "hes-2", ..ORIGIN };
@@ -248,7 +255,7 @@ fn each_step_is_taken_once_in_order_and_by_who_began() {
         let elsewhere = Handle { node, ..begun.handle };
         let refused = it.open.answer(&ORIGIN, elsewhere, BARE).await;
         assert_eq!(refused.unwrap_err(), NotAssociated::OfAnotherNode(node));
-        let refused = it.open.verify(HES, elsewhere, GivenAnswer::Bare(&answer)).await;
+        let refused = it.open.verify(HES, elsewhere, any_pair(GivenAnswer::Bare(&answer))).await;
         assert_eq!(refused.unwrap_err(), NotAssociated::OfAnotherNode(node));
     });
 }
@@ -266,7 +273,7 @@ fn a_challenge_is_good_for_two_minutes() {
         assert_eq!(it.answer(&begun, BARE).await.outcome.verdict, Verdict::Ok);
         pass(1);
         let answer = meters_answer(1, &begun.challenge, 5);
-        let late = it.open.verify(HES, begun.handle, GivenAnswer::Bare(&answer)).await;
+        let late = it.open.verify(HES, begun.handle, any_pair(GivenAnswer::Bare(&answer))).await;
         assert_eq!(late, Err(NotAssociated::Unknown));
         assert_eq!(it.open.open(), 0);
     });
@@ -360,7 +367,8 @@ fn an_answer_that_does_not_verify_ends_the_association() {
             let verified = it.verify(&begun, GivenAnswer::Bare(&answer)).await;
             assert_eq!(verified.verdict, Verdict::MicFailure, "{bad}");
             answer[bad] ^= 1;
-            let again = it.open.verify(HES, begun.handle, GivenAnswer::Bare(&answer)).await;
+            let again =
+                it.open.verify(HES, begun.handle, any_pair(GivenAnswer::Bare(&answer))).await;
             assert_eq!(again, Err(NotAssociated::Unknown), "{bad}");
         }
         // The answer to another challenge, of another meter, of our own side.

@@ -8,6 +8,7 @@ use kms_core::{
     BlockNo, Epoch,
     block::BlockMark,
     floors::{FloorPlace, FloorRow},
+    ports::MetersMessage,
     site::{readiness::SignedReadiness, role::SignedRoleRecord},
 };
 
@@ -110,6 +111,14 @@ impl Peer for Lying {
         rows: Vec<Divergent>,
     ) -> Result<(SiteCard, Vec<Known>), PeerError> {
         self.other.report_divergence(card, rows).await
+    }
+
+    async fn hand_evidence(
+        &self,
+        card: SiteCard,
+        messages: Vec<MetersMessage>,
+    ) -> Result<SiteCard, PeerError> {
+        self.other.hand_evidence(card, messages).await
     }
 
     async fn floors(

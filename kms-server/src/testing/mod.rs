@@ -4,6 +4,7 @@
 
 mod adopting;
 mod believed;
+mod campaigns;
 mod ciphering;
 mod copies;
 mod enrolled_anew;
@@ -12,13 +13,18 @@ mod facts;
 mod floors;
 mod forks;
 mod forwarding;
+mod handing;
 mod hls;
+mod hls_evidence;
+mod hls_pairs;
 mod home;
+mod keks;
 mod keyring;
 mod lifecycle;
 mod lying;
 mod marks;
 mod pair;
+mod purposes;
 mod readiness;
 mod rebuilt;
 mod replica;
@@ -27,6 +33,7 @@ mod roles;
 mod rotation;
 mod second_token;
 mod secrets;
+mod staging_many;
 mod transmitting;
 mod two_sites;
 

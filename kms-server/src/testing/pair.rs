@@ -418,15 +418,19 @@ fn parts(
 ) -> rpc::Parts {
     let token = site.hsm.clone();
     rpc::Parts {
-        ciphering: Arc::new(Ciphering::new(
-            site.keyring.reader.clone(),
-            site.hsm.apdus(),
-            Arc::clone(site.ciphering.floors()),
-        )),
+        ciphering: Arc::new(
+            Ciphering::new(
+                site.keyring.reader.clone(),
+                site.hsm.apdus(),
+                Arc::clone(site.ciphering.floors()),
+            )
+            .with_evidence(site.evidence.clone()),
+        ),
         associations: Arc::new(site.associations(Arc::clone(&transmitting), Arc::default())),
         transmitting,
         lifecycle,
         rotation,
+        kek: site.kek_rotation(),
         keyring: Arc::clone(&site.keyring.overview),
         token_status: Arc::new(move || token.status()),
         store: site.measured.clone(),

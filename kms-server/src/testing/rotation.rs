@@ -33,19 +33,19 @@ const CLIENT: SystemTitle = SystemTitle::new(*b"AMIHES\x00\x01");
 const PLAIN: &[u8] = b"\x0f\x00";
 const KEK: u8 = 9;
 
-fn place(kind: KeyKind) -> Place {
+pub(super) fn place(kind: KeyKind) -> Place {
     Place { setup: SecuritySetup(0), kind }
 }
 
 /// Meter `n` with a KEK, which is sent to.
-fn rotating(n: u64) -> NewMeter {
+pub(super) fn rotating(n: u64) -> NewMeter {
     let policy = MeterPolicy { client_title: Some(CLIENT), ..MeterPolicy::default() };
     let mut meter = NewMeter { policy: Some(policy), ..meter(n) };
     meter.keys.push(key(KeyKind::Kek, value(n, KEK)));
     meter
 }
 
-fn wish(kind: KeyKind) -> Wish {
+pub(super) fn wish(kind: KeyKind) -> Wish {
     Wish {
         place: place(kind),
         class_version: 1,
@@ -58,16 +58,20 @@ fn wish(kind: KeyKind) -> Wish {
     }
 }
 
-async fn stage(on: &Lifecycle, n: u64, kind: KeyKind) -> StagedKey {
+pub(super) async fn stage(on: &Lifecycle, n: u64, kind: KeyKind) -> StagedKey {
     stage_as(on, n, &wish(kind)).await.unwrap()
 }
 
-async fn stage_as(on: &Lifecycle, n: u64, wish: &Wish) -> Result<StagedKey, LifecycleError> {
+pub(super) async fn stage_as(
+    on: &Lifecycle,
+    n: u64,
+    wish: &Wish,
+) -> Result<StagedKey, LifecycleError> {
     on.stage_key(&call("Rotation/StageKey"), &MeterId::new(&id(n)).unwrap(), wish).await
 }
 
 /// The transfer of what is staged, as it goes to meter `n`.
-async fn transfer(
+pub(super) async fn transfer(
     (on, sending): (&Lifecycle, &Transmitting),
     n: u64,
     kind: KeyKind,
@@ -93,7 +97,7 @@ async fn transfer(
 }
 
 /// The meter's side: opens a transfer with these keys, and unwraps what it brings; with it the wrapped bytes.
-fn received(n: u64, apdu: &[u8], (guek, gak): (&[u8], &[u8])) -> (Vec<u8>, Vec<u8>) {
+pub(super) fn received(n: u64, apdu: &[u8], (guek, gak): (&[u8], &[u8])) -> (Vec<u8>, Vec<u8>) {
     let apdu = CipheredApdu::parse(apdu).unwrap();
     let mut plain = Vec::new();
     let keys = Keys { encryption: guek, authentication: gak };
@@ -106,13 +110,24 @@ fn received(n: u64, apdu: &[u8], (guek, gak): (&[u8], &[u8])) -> (Vec<u8>, Vec<u
     (key, wrapped)
 }
 
+/// An HLS answer under what is staged, which tells whether the meter holds it.
+fn probe(n: u64) -> Plain<'static> {
+    let apdu = b"\xC3\x01\xC1\x00\x0F\x00\x00\x28\x00\x00\xFF\x01\x01\x09\x08f(StoC)!";
+    Plain { apdu, purpose: Purpose::Hls, versions: (2, 1), ..super::transmitting::plain(n) }
+}
+
 /// What the meter has shown since is in its record when this returns.
-async fn evidence(site: &Site) -> usize {
+pub(super) async fn evidence(site: &Site) -> usize {
     let shown = site.evidence.take(1000);
     site.lifecycle.take_shown(&shown).await.unwrap().len()
 }
 
-async fn state(site: &Site, n: u64, kind: KeyKind, version: u16) -> (KeyState, StateReason, bool) {
+pub(super) async fn state(
+    site: &Site,
+    n: u64,
+    kind: KeyKind,
+    version: u16,
+) -> (KeyState, StateReason, bool) {
     let record = site.lifecycle.get_by_title(&title(n)).await.unwrap().record;
     let key = place(kind).version(&record, version).unwrap();
     let preferred = place(kind).preferred(&record).is_some_and(|it| it.id == key.id);
@@ -128,7 +143,7 @@ async fn ready(home: &super::home::Home) -> (Site, Transmitting) {
     (site, sending)
 }
 
-fn code(error: LifecycleError) -> RefusalCode {
+pub(super) fn code(error: LifecycleError) -> RefusalCode {
     match error {
         LifecycleError::Refused(refusal) => refusal.code,
         other => panic!("{other}"),
@@ -210,11 +225,7 @@ fn what_is_not_evidence_proves_nothing() {
         let on = (&site.lifecycle, &sending);
         let (_, apdu) = transfer(on, 1, KeyKind::Guek, None).await.unwrap();
         let (new, _) = received(1, &apdu, (&value(1, GUEK), &value(1, GAK)));
-        let named = Plain {
-            purpose: Purpose::KeyTransfer,
-            versions: (2, 1),
-            ..super::transmitting::plain(1)
-        };
+        let named = probe(1);
         // Our own message under the new key, thrown back.
         let (probe, apdu) = send(&sending, named).await;
         assert_eq!((probe.verdict, probe.encryption_key_version), (Verdict::Ok, 2));
@@ -227,7 +238,7 @@ fn what_is_not_evidence_proves_nothing() {
         *forged.last_mut().unwrap() ^= 1;
         assert_eq!(site.verdict(&forged).await, Verdict::MicFailure);
         assert_eq!(evidence(&site).await, 0);
-        // A probe is no traffic: what is staged protects nothing else.
+        // What is staged protects no traffic.
         let traffic = Plain { purpose: Purpose::Traffic, ..named };
         assert_eq!(send(&sending, traffic).await.0.verdict, Verdict::NoUsableKey);
     });
@@ -339,11 +350,6 @@ fn the_line_of_a_new_key_begins_where_the_meters_profile_lets_it() {
         for n in [1, 2, 3] {
             stage(&site.lifecycle, n, KeyKind::Guek).await;
         }
-        let probe = |n| Plain {
-            purpose: Purpose::KeyTransfer,
-            versions: (2, 1),
-            ..super::transmitting::plain(n)
-        };
         let epoch = |counter: u32| counter >> 24;
         let anew = send(&sending, probe(1)).await.0.invocation_counter;
         assert_eq!(epoch(anew), 0, "it resets: as low as the parity allows");

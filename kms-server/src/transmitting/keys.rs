@@ -113,7 +113,7 @@ fn chosen<'t>(
             Verdict::NoUsableKey,
             format!(
                 "version {version} of the meter's {kind} in security setup {} protects nothing of this purpose: an \
-                 active one does, and one that is staged or compromised carries key transfers",
+                 active one does, and one that is staged or compromised carries key transfers and HLS answers",
                 setup.0
             ),
         )),
@@ -214,6 +214,7 @@ pub(super) fn prepare(
     if item.apdu.is_empty() {
         return Err(Outcome::of(Verdict::Malformed).because("the APDU is empty").about(title));
     }
+    item.check_purpose().map_err(|why| why.about(title))?;
     match item.envelope {
         Envelope::Service => drop(service_tag(item)?),
         // Before a key is touched: the answer to a command would be the command's tag.

@@ -2,7 +2,7 @@
 //! caller never names a counter, it gets one.
 //!
 //! [`batch`] takes APDUs and finds the keys, [`counters`] gives each a counter, of a line in a block whose range this node has
-//! reserved, [`past`] tells what this site may have forgotten, [`witnessing`] asks the other site what it knows of our marks, [`forwarding`] has the node that holds a block protect what came here, [`confirming`] asks it before a mark is built on, [`remembered`] is what this server knows of them outside the database, [`declaring`] takes in what a key was used with
+//! reserved, [`purpose`] holds a message against what it is said to be for, [`past`] tells what this site may have forgotten, [`witnessing`] asks the other site what it knows of our marks, [`forwarding`] has the node that holds a block protect what came here, [`confirming`] asks it before a mark is built on, [`remembered`] is what this server knows of them outside the database, [`declaring`] takes in what a key was used with
 //! before it came here. The rules are `kms_core::counters`; here is the database, the peer and the clock.
 
 mod batch;
@@ -18,6 +18,7 @@ mod keeping;
 mod keys;
 mod looking;
 mod past;
+mod purpose;
 mod refused;
 mod remembered;
 mod sides;
@@ -27,5 +28,6 @@ pub use batch::{Grounds, OtherSite, Transmitting};
 pub use declaring::{Declaration, Declared, NotDeclared};
 pub use forwarding::{Origin, OtherNodes, time_left};
 pub use item::{Envelope, Outcome, Plain, ProtectedBatch, Whose};
+pub use purpose::refuse_claimed;
 pub use refused::{NotForwarded, NotSent};
 pub use sides::Sides;

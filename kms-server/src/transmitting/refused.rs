@@ -124,6 +124,7 @@ impl NotSent {
                 | Refusal::RekeyFirst
                 | Refusal::NoClientTitle,
             ) => Verdict::NoUsableKey,
+            Some(Refusal::PurposeMismatch) => Verdict::PolicyRefused,
         }
     }
 }

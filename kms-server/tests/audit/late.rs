@@ -12,16 +12,21 @@ use kms_core::{
     counters::{allocator::Witnessed, mark::StoredMark},
     floors::{FloorPlace, FloorRow},
     freshness::SignedHeadTable,
-    site::{peer::SignedPeer, role::SignedRoleRecord},
+    site::{
+        keks::{KekId, Looked, SignedSiteKeks},
+        peer::SignedPeer,
+        role::SignedRoleRecord,
+    },
 };
 use kms_server::{
     audit::{Audit, AuditError},
     store::{
         ApprovalStore, AuditStore, BlockChange, ChainLink, Founding, Holder, IndexedMeter,
-        ReadStore, StoreError, StoredBlock, WriteStore,
+        ReadStore, SealedSecret, StoreError, StoredBlock, WriteStore,
         approvals::{ApprovalStep, StoredApproval},
         counters::CounterStore,
         floors::{FloorRun, FloorStore},
+        keks::{KekRows, KekStep, KekStore, Pair, Twins},
         papers::{Paper, PaperStore, Strange},
         peer_audit::PeerAuditStore,
         seals::{Retirement, SealStore},
@@ -218,6 +223,39 @@ impl CounterStore for Lossy {
         marks: &[(BlockNo, Witnessed)],
     ) -> Result<(), StoreError> {
         self.inner.witness_marks(site, marks).await
+    }
+}
+
+#[async_trait]
+impl KekRows for Lossy {
+    async fn site_keks(&self) -> Result<Vec<SignedSiteKeks>, StoreError> {
+        self.inner.site_keks().await
+    }
+}
+
+#[async_trait]
+impl KekStore for Lossy {
+    async fn pairs(
+        &self,
+        twins: Twins,
+        after: Option<(BlockNo, u32)>,
+        limit: u32,
+    ) -> Result<Vec<Pair>, StoreError> {
+        self.inner.pairs(twins, after, limit).await
+    }
+    async fn count_pairs(&self, twins: Twins) -> Result<Looked, StoreError> {
+        self.inner.count_pairs(twins).await
+    }
+    async fn add_twin(
+        &self,
+        block: BlockNo,
+        former: &KekId,
+        twin: &SealedSecret,
+    ) -> Result<bool, StoreError> {
+        self.inner.add_twin(block, former, twin).await
+    }
+    async fn put_site_keks(&self, step: &KekStep, audit: ChainLink<'_>) -> Result<(), StoreError> {
+        self.inner.put_site_keks(step, audit).await
     }
 }
 

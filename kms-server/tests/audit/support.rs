@@ -23,8 +23,8 @@ use kms_server::{
     audit::{self, Audit, Config, Parts},
     hsm::{
         BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, Hsm, ImportKey, ImportsKeys,
-        Made, MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, TakeKeys,
-        Taken, TokenError, TokenStatus, WrappedKey,
+        Made, MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, SiteKeks,
+        TakeKeys, Taken, TokenError, TokenStatus, WrappedKey,
     },
     store::{
         AuditStore as _, WriteStore,
@@ -90,6 +90,8 @@ impl BlockSeals for Signer {
         Err(TokenError::Busy)
     }
 }
+
+impl SiteKeks for Signer {}
 
 impl SealedKeys for Signer {
     fn wrap(&self, _: SealedKek, _: &ClearKey) -> Result<Vec<u8>, TokenError> {

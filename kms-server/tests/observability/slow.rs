@@ -11,8 +11,8 @@ use kms_core::{
 };
 use kms_server::hsm::{
     BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, ImportKey, ImportsKeys, Made,
-    MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, StoreUnder, TakeKeys,
-    Taken, TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
+    MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, SiteKeks, StoreUnder,
+    TakeKeys, Taken, TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
 };
 
 /// How slow the slow token is.
@@ -48,6 +48,8 @@ impl BlockSeals for Slow {
         self.token.open(place, sealed)
     }
 }
+
+impl SiteKeks for Slow {}
 
 impl SealedKeys for Slow {
     fn wrap(&self, under: SealedKek, key: &ClearKey) -> Result<Vec<u8>, TokenError> {

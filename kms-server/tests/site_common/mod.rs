@@ -47,7 +47,7 @@ use kms_server::{
     },
     lifecycle::{self, Evidence, ImportResult, ImportRules, Lifecycle, NewKey, NewMeter},
     replication::{Ledger, Noted},
-    site_keys::{self, BlockSecretRotation},
+    site_keys::{self, BlockSecretRotation, SiteKekRotation},
     store::{
         AuditedStore, BlockChange, Founding, WriteStore,
         measured::Measured,
@@ -328,6 +328,26 @@ impl Site {
         rotation_of(&self.keyring, &self.clock, peer)
     }
 
+    /// The rotation of its token's site KEK, to be taken by hand: of another process each time.
+    pub fn kek_rotation(&self) -> Arc<SiteKekRotation> {
+        let parts = site_keys::KekParts {
+            hsm: self.hsm.clone(),
+            keks: Arc::clone(&self.keyring.keks),
+            store: self.measured.clone(),
+            commits: Arc::clone(&self.commits),
+            domain: self.domain.clone(),
+            clock: Arc::clone(&self.clock),
+        };
+        let pace = site_keys::KekPace {
+            pause: Duration::ZERO,
+            kept_ms: 0,
+            ..site_keys::KekPace::default()
+        };
+        let mut me = [0; 16];
+        OperatingSystem.fill(&mut me).unwrap();
+        Arc::new(SiteKekRotation::new(parts, pace, me))
+    }
+
     /// What is sent to meters, at this site's node: as a single site, or asking the other one.
     pub fn transmitting(
         &self,
@@ -369,7 +389,10 @@ impl Site {
         let (reader, floors) = (self.keyring.reader.clone(), Arc::clone(self.ciphering.floors()));
         let below = associations::Below {
             transmitting,
-            ciphering: Arc::new(Ciphering::new(reader, self.hsm.apdus(), floors)),
+            ciphering: Arc::new(
+                Ciphering::new(reader, self.hsm.apdus(), floors)
+                    .with_evidence(self.evidence.clone()),
+            ),
             clock: Arc::clone(&self.clock),
             randomness: Arc::new(OperatingSystem),
             profiles,

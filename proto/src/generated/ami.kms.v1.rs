@@ -1252,7 +1252,7 @@ pub struct Protecting {
     #[prost(enumeration = "CounterPurpose", tag = "7")]
     pub purpose: i32,
     /// The version of the key that protects it, where the meter is presumed to hold another one than the preferred; 0: the
-    /// preferred one. An active one serves all purposes, one that is staged or compromised key transfer alone.
+    /// preferred one. An active one serves all purposes, one that is staged or compromised key transfer and HLS alone.
     #[prost(uint32, tag = "8")]
     pub encryption_key_version: u32,
     #[prost(uint32, tag = "9")]
@@ -1319,6 +1319,12 @@ pub struct BeginHlsRequest {
     /// Security suite of mechanism 5, 0 to 2. Absent: by the key's length, 0 or 2.
     #[prost(uint32, optional, tag = "7")]
     pub security_suite: ::core::option::Option<u32>,
+    /// The versions of GUEK and GAK that the meter is presumed to hold: staged, active or compromised; 0: the preferred ones.
+    /// Name both or none. They make the answer of mechanism 5, and protect the APDU around any answer.
+    #[prost(uint32, tag = "8")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "9")]
+    pub authentication_key_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BeginHlsResponse {
@@ -1370,6 +1376,11 @@ pub struct AnswerHlsChallengeRequest {
     /// The answer is wanted as the ciphered APDU that carries it. Absent: bare, for an association without ciphering.
     #[prost(message, optional, tag = "4")]
     pub action: ::core::option::Option<HlsAction>,
+    /// Other versions than those of BeginHls, both or none; 0: those.
+    #[prost(uint32, tag = "5")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "6")]
+    pub authentication_key_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AnswerHlsChallengeResponse {
@@ -1413,6 +1424,12 @@ pub struct VerifyHlsAnswerRequest {
     /// The ciphered APDU that carries it, as it came: not opened before.
     #[prost(bytes = "bytes", tag = "3")]
     pub apdu: ::prost::bytes::Bytes,
+    /// The one pair that it is to verify under: the answer of mechanism 5, or else the APDU around it. Name both or none. 0: all
+    /// live pairs are tried, at most sixteen.
+    #[prost(uint32, tag = "4")]
+    pub encryption_key_version: u32,
+    #[prost(uint32, tag = "5")]
+    pub authentication_key_version: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct VerifyHlsAnswerResponse {
@@ -1788,15 +1805,17 @@ impl ApduProtection {
         }
     }
 }
-/// What a counter is for. The last 256 of a line are kept for key transfer, so that a key can always be replaced.
+/// What a counter is for. The last 256 of a line are kept for key transfer, so that a key can always be replaced. The message is
+/// held against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum CounterPurpose {
     /// Traffic.
     Unspecified = 0,
     Traffic = 1,
+    /// Of Rotation/NextTransfer, which builds the message itself: refused of any other call.
     KeyTransfer = 2,
-    /// HLS authentication: also under a key that is compromised, until its successor is proved.
+    /// HLS authentication (class 15, method 1): also under a key that is staged, or compromised until its successor is proved.
     Hls = 3,
 }
 impl CounterPurpose {
@@ -1848,6 +1867,8 @@ pub enum TransmitRefusal {
     NoClientTitle = 9,
     /// What is stored of the counters was changed outside the service.
     CountersDamaged = 10,
+    /// The message is not what it is said to be for.
+    PurposeMismatch = 11,
 }
 impl TransmitRefusal {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1867,6 +1888,7 @@ impl TransmitRefusal {
             Self::RekeyFirst => "TRANSMIT_REFUSAL_REKEY_FIRST",
             Self::NoClientTitle => "TRANSMIT_REFUSAL_NO_CLIENT_TITLE",
             Self::CountersDamaged => "TRANSMIT_REFUSAL_COUNTERS_DAMAGED",
+            Self::PurposeMismatch => "TRANSMIT_REFUSAL_PURPOSE_MISMATCH",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1883,6 +1905,7 @@ impl TransmitRefusal {
             "TRANSMIT_REFUSAL_REKEY_FIRST" => Some(Self::RekeyFirst),
             "TRANSMIT_REFUSAL_NO_CLIENT_TITLE" => Some(Self::NoClientTitle),
             "TRANSMIT_REFUSAL_COUNTERS_DAMAGED" => Some(Self::CountersDamaged),
+            "TRANSMIT_REFUSAL_PURPOSE_MISMATCH" => Some(Self::PurposeMismatch),
             _ => None,
         }
     }
@@ -5438,6 +5461,29 @@ pub struct SignedRoleRecord {
     #[prost(bytes = "bytes", tag = "2")]
     pub signature: ::prost::bytes::Bytes,
 }
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HandEvidenceRequest {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+    /// At most 64.
+    #[prost(message, repeated, tag = "2")]
+    pub messages: ::prost::alloc::vec::Vec<MetersMessage>,
+}
+/// A ciphered APDU, and the meter that it came from.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MetersMessage {
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub system_title: ::prost::bytes::Bytes,
+    /// At most 2,048 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub apdu: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HandEvidenceResponse {
+    #[prost(message, optional, tag = "1")]
+    pub card: ::core::option::Option<SiteCard>,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListFloorsRequest {
     #[prost(message, optional, tag = "1")]
@@ -5865,6 +5911,32 @@ pub mod replication_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Replication", "ReportDivergence"));
             self.inner.unary(req, path, codec).await
         }
+        /// What meters have sent to a site that follows and that shows which keys they have, for the site that writes: it opens
+        /// each message itself, and believes nothing else of it. Who answers that it does not write has taken none.
+        pub async fn hand_evidence(
+            &mut self,
+            request: impl tonic::IntoRequest<super::HandEvidenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HandEvidenceResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Replication/HandEvidence",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Replication", "HandEvidence"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The site's signed head table, and the newest one of the asker that it has seen: each is the other's witness.
         pub async fn show_head_tables(
             &mut self,
@@ -6020,6 +6092,15 @@ pub mod replication_server {
             request: tonic::Request<super::ReportDivergenceRequest>,
         ) -> std::result::Result<
             tonic::Response<super::ReportDivergenceResponse>,
+            tonic::Status,
+        >;
+        /// What meters have sent to a site that follows and that shows which keys they have, for the site that writes: it opens
+        /// each message itself, and believes nothing else of it. Who answers that it does not write has taken none.
+        async fn hand_evidence(
+            &self,
+            request: tonic::Request<super::HandEvidenceRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::HandEvidenceResponse>,
             tonic::Status,
         >;
         /// The site's signed head table, and the newest one of the asker that it has seen: each is the other's witness.
@@ -6468,6 +6549,51 @@ pub mod replication_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ReportDivergenceSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Replication/HandEvidence" => {
+                    #[allow(non_camel_case_types)]
+                    struct HandEvidenceSvc<T: Replication>(pub Arc<T>);
+                    impl<
+                        T: Replication,
+                    > tonic::server::UnaryService<super::HandEvidenceRequest>
+                    for HandEvidenceSvc<T> {
+                        type Response = super::HandEvidenceResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::HandEvidenceRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Replication>::hand_evidence(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = HandEvidenceSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -9358,6 +9484,66 @@ pub struct BlockSecretRotation {
     #[prost(message, repeated, tag = "7")]
     pub waiting: ::prost::alloc::vec::Vec<BlockLeft>,
 }
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotateSiteKekRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RotateSiteKekResponse {
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<SiteKekRotation>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetSiteKekRotationRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetSiteKekRotationResponse {
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<SiteKekRotation>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DestroySiteKekRequest {
+    /// The id of the former site KEK, as `former` has it last: where it is another one by now, nothing is done. 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub kek_id: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DestroySiteKekResponse {
+    #[prost(message, optional, tag = "1")]
+    pub rotation: ::core::option::Option<SiteKekRotation>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct SiteKekRotation {
+    /// The number of the rotation; 0: there was none.
+    #[prost(uint32, tag = "1")]
+    pub generation: u32,
+    /// When it was asked for; milliseconds since 1970.
+    #[prost(uint64, tag = "2")]
+    pub asked_ms: u64,
+    #[prost(enumeration = "SiteKekStage", tag = "3")]
+    pub stage: i32,
+    /// The id of the KEK that seals are made under. 16 bytes.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub in_use: ::prost::bytes::Bytes,
+    /// All blocks of the domain.
+    #[prost(uint32, tag = "5")]
+    pub blocks: u32,
+    /// Of them, those whose secret has a seal under the new KEK.
+    #[prost(uint32, tag = "6")]
+    pub blocks_sealed: u32,
+    /// Seals under the former KEK: one for each version of a secret.
+    #[prost(uint32, tag = "7")]
+    pub seals: u32,
+    /// Of them, those whose secret opened under the new KEK, as the server that was asked knows.
+    #[prost(uint32, tag = "8")]
+    pub proved: u32,
+    /// Former KEKs that nothing is sealed under and that are not destroyed, by their ids. 16 bytes each.
+    #[prost(bytes = "bytes", repeated, tag = "9")]
+    pub former: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Blocks that wait: the first hundred.
+    #[prost(message, repeated, tag = "10")]
+    pub waiting: ::prost::alloc::vec::Vec<BlockLeft>,
+    /// What keeps all of it; empty: nothing.
+    #[prost(string, tag = "11")]
+    pub fault: ::prost::alloc::string::String,
+}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ForgetRevocationListRequest {
     /// 32 bytes, as the refusal of an older list names it.
@@ -9985,6 +10171,58 @@ impl Decision {
         }
     }
 }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum SiteKekStage {
+    /// There was no rotation.
+    Unspecified = 0,
+    /// The new KEK is to be made.
+    Asked = 1,
+    /// It is made; block secrets get a second seal, under it.
+    Made = 2,
+    /// Every secret has opened under it: servers use it. The former one is kept.
+    Moved = 3,
+    /// The database takes no further seal under the former one.
+    Closed = 4,
+    /// Every secret has opened under it once more; nothing is sealed under the former one but backups from before.
+    Retired = 5,
+    /// The former one is being destroyed.
+    Destroying = 6,
+    /// It is.
+    Destroyed = 7,
+}
+impl SiteKekStage {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "SITE_KEK_STAGE_UNSPECIFIED",
+            Self::Asked => "SITE_KEK_STAGE_ASKED",
+            Self::Made => "SITE_KEK_STAGE_MADE",
+            Self::Moved => "SITE_KEK_STAGE_MOVED",
+            Self::Closed => "SITE_KEK_STAGE_CLOSED",
+            Self::Retired => "SITE_KEK_STAGE_RETIRED",
+            Self::Destroying => "SITE_KEK_STAGE_DESTROYING",
+            Self::Destroyed => "SITE_KEK_STAGE_DESTROYED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "SITE_KEK_STAGE_UNSPECIFIED" => Some(Self::Unspecified),
+            "SITE_KEK_STAGE_ASKED" => Some(Self::Asked),
+            "SITE_KEK_STAGE_MADE" => Some(Self::Made),
+            "SITE_KEK_STAGE_MOVED" => Some(Self::Moved),
+            "SITE_KEK_STAGE_CLOSED" => Some(Self::Closed),
+            "SITE_KEK_STAGE_RETIRED" => Some(Self::Retired),
+            "SITE_KEK_STAGE_DESTROYING" => Some(Self::Destroying),
+            "SITE_KEK_STAGE_DESTROYED" => Some(Self::Destroyed),
+            _ => None,
+        }
+    }
+}
 /// What a site is in its key domain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
@@ -10372,6 +10610,83 @@ pub mod site_client {
                 .insert(GrpcMethod::new("ami.kms.v1.Site", "GetBlockSecretRotation"));
             self.inner.unary(req, path, codec).await
         }
+        /// Has the site KEK of the token of the server that is asked replaced by a new one, while everything goes on. Asked of any
+        /// site; its servers with that token go on with it. While one is under way, to ask again changes nothing.
+        pub async fn rotate_site_kek(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RotateSiteKekRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RotateSiteKekResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/RotateSiteKek",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "RotateSiteKek"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// How far that is.
+        pub async fn get_site_kek_rotation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetSiteKekRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetSiteKekRotationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/GetSiteKekRotation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "GetSiteKekRotation"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has former site KEKs destroyed, under which nothing is sealed any more but backups from before: those open with nothing
+        /// else. It can't be undone.
+        pub async fn destroy_site_kek(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DestroySiteKekRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DestroySiteKekResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Site/DestroySiteKek",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Site", "DestroySiteKek"));
+            self.inner.unary(req, path, codec).await
+        }
         /// The signed report of what the site that follows has proved: the newest, and the last one that was complete.
         pub async fn get_readiness(
             &mut self,
@@ -10526,6 +10841,32 @@ pub mod site_server {
             request: tonic::Request<super::GetBlockSecretRotationRequest>,
         ) -> std::result::Result<
             tonic::Response<super::GetBlockSecretRotationResponse>,
+            tonic::Status,
+        >;
+        /// Has the site KEK of the token of the server that is asked replaced by a new one, while everything goes on. Asked of any
+        /// site; its servers with that token go on with it. While one is under way, to ask again changes nothing.
+        async fn rotate_site_kek(
+            &self,
+            request: tonic::Request<super::RotateSiteKekRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RotateSiteKekResponse>,
+            tonic::Status,
+        >;
+        /// How far that is.
+        async fn get_site_kek_rotation(
+            &self,
+            request: tonic::Request<super::GetSiteKekRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetSiteKekRotationResponse>,
+            tonic::Status,
+        >;
+        /// Has former site KEKs destroyed, under which nothing is sealed any more but backups from before: those open with nothing
+        /// else. It can't be undone.
+        async fn destroy_site_kek(
+            &self,
+            request: tonic::Request<super::DestroySiteKekRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DestroySiteKekResponse>,
             tonic::Status,
         >;
         /// The signed report of what the site that follows has proved: the newest, and the last one that was complete.
@@ -11093,6 +11434,141 @@ pub mod site_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = GetBlockSecretRotationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/RotateSiteKek" => {
+                    #[allow(non_camel_case_types)]
+                    struct RotateSiteKekSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::UnaryService<super::RotateSiteKekRequest>
+                    for RotateSiteKekSvc<T> {
+                        type Response = super::RotateSiteKekResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RotateSiteKekRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::rotate_site_kek(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RotateSiteKekSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/GetSiteKekRotation" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetSiteKekRotationSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::UnaryService<super::GetSiteKekRotationRequest>
+                    for GetSiteKekRotationSvc<T> {
+                        type Response = super::GetSiteKekRotationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetSiteKekRotationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::get_site_kek_rotation(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetSiteKekRotationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Site/DestroySiteKek" => {
+                    #[allow(non_camel_case_types)]
+                    struct DestroySiteKekSvc<T: Site>(pub Arc<T>);
+                    impl<
+                        T: Site,
+                    > tonic::server::UnaryService<super::DestroySiteKekRequest>
+                    for DestroySiteKekSvc<T> {
+                        type Response = super::DestroySiteKekResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DestroySiteKekRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Site>::destroy_site_kek(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DestroySiteKekSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

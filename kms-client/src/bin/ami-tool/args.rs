@@ -10,10 +10,11 @@ use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
 use crate::format_arg::{Format, format_of};
+use crate::hls::HlsCommand;
 use crate::item_args::Items;
 use crate::key_args::KeyCommand;
 use crate::seal_args::Seal;
-use crate::site_args::{Enrol, Plan, RotateSecrets, SiteStatusArgs};
+use crate::site_args::{DestroyKek, Enrol, Plan, RotateKek, RotateSecrets, SiteStatusArgs};
 use crate::triage_args::{CHECK_EXIT_CODES, CheckKeys, TRIAGE_EXIT_CODES, Triage};
 
 const EXIT_CODES: &str = "\
@@ -98,6 +99,12 @@ pub(crate) enum Command {
     /// Protect one APDU for a meter
     #[command(after_help = EXIT_CODES)]
     Encrypt(Encrypt),
+    /// Authenticate an association with a meter (HLS), step by step: the three go to one server, within two minutes
+    #[command(after_help = EXIT_CODES)]
+    Hls {
+        #[command(subcommand)]
+        command: HlsCommand,
+    },
     /// Rotate one meter's keys: stage, send, confirm, and what else becomes of a key
     #[command(after_help = EXIT_CODES)]
     Key {
@@ -192,6 +199,10 @@ pub(crate) enum SiteCommand {
     AdmitEpoch(AdmitEpoch),
     /// Have the secrets of all blocks rotated, while everything goes on; or say how far that is
     RotateSecrets(RotateSecrets),
+    /// Have a new site KEK made and used, while everything goes on; or say how far that is
+    RotateKek(RotateKek),
+    /// Destroy the former site KEK, under which nothing is sealed any more but backups from before: those are lost with it
+    DestroyKek(DestroyKek),
     /// Forget how new an authority's revocation list was; takes a second person
     ForgetList(ForgetList),
 }

@@ -78,9 +78,9 @@ pub(crate) struct Encrypt {
     /// 0, 1 or 2; by the key's length otherwise
     #[arg(long, value_name = "N")]
     security_suite: Option<u8>,
-    /// It transfers a key: the last counters of a line are kept for that
+    /// It answers a challenge (class 15, method 1): also under a version that is staged or compromised
     #[arg(long)]
-    key_transfer: bool,
+    hls: bool,
     /// Under this version of the encryption key, where the meter is presumed to hold another one than the preferred
     #[arg(long, value_name = "N", default_value_t = 0)]
     encryption_version: u16,
@@ -131,11 +131,7 @@ pub(crate) async fn encrypt(
         encryption_key_version: what.encryption_version,
         authentication_key_version: what.authentication_version,
         security_suite: what.security_suite,
-        purpose: if what.key_transfer {
-            CounterPurpose::KeyTransfer
-        } else {
-            CounterPurpose::Traffic
-        },
+        purpose: if what.hls { CounterPurpose::Hls } else { CounterPurpose::Traffic },
     };
     let bytes = parse_hex(&what.apdu).map_err(Failure::usage)?;
     let apdu = PlainApdu { bytes: bytes.into(), meter: what.meter.name()? };

@@ -6,5 +6,5 @@ pub(crate) fn parse_hex(digits: &str) -> Result<Vec<u8>, String> {
     let digits = digits.strip_prefix("0x").or_else(|| digits.strip_prefix("0X")).unwrap_or(digits);
     let between = |digit: &char| !digit.is_whitespace() && !matches!(digit, ':' | '-');
     let digits: String = digits.chars().filter(between).collect();
-    hex::decode(digits).map_err(|error| format!("the APDU is not hex: {error}"))
+    hex::decode(digits).map_err(|error| format!("that is not hex: {error}"))
 }

@@ -286,6 +286,12 @@ pub(crate) const HINTS: &[Hint] = &[
     // A name on the command line that nobody has, as one that client.toml does not know.
     row(NotFound, "UNKNOWN_SITE", Wrong, "`site status` says what the sites are called"),
     row(Refused, "SECOND_TOKEN", No, "sites with two tokens keep their block secrets, for now"),
+    row(
+        Refused,
+        "SITE_KEK",
+        No,
+        "`site rotate-kek --status` says how far it is, and which KEKs there are",
+    ),
     row(Refused, "SINGLE_SITE", No, "name the other site in `[peer]` of this site's configuration"),
     row(
         Denied,

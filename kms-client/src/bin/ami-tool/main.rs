@@ -19,6 +19,7 @@ mod failure;
 mod format_arg;
 mod hex_digits;
 mod hints;
+mod hls;
 mod import;
 mod item_args;
 mod items;
@@ -112,6 +113,7 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
         Command::Verify(what) => open::verify(&client, what, json).await,
         Command::Triage(what) => triage::run(&client, what, json).await,
         Command::Encrypt(what) => encrypt::encrypt(&client, what, json).await,
+        Command::Hls { command } => hls::run(&client, command, json).await,
         Command::Key { command } => key::run(&client, command, json).await,
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
@@ -131,6 +133,8 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
             SiteCommand::RotateSecrets(what) => {
                 site_keys::rotate_secrets(&client, what, json).await
             }
+            SiteCommand::RotateKek(what) => site_keys::rotate_kek(&client, what, json).await,
+            SiteCommand::DestroyKek(what) => site_keys::destroy_kek(&client, what, json).await,
             SiteCommand::ForgetList(what) => divergence::forget_list(&client, what, json).await,
         },
         Command::SyncMeter(what) => sync_meter(&client, what, json).await,

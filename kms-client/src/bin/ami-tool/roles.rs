@@ -42,7 +42,7 @@ pub(crate) async fn looked(client: &KmsClient) -> Result<(String, SiteStanding),
     Ok((status.site, standing))
 }
 
-fn agreed(yes: bool, site: &str, question: &str) -> Result<(), Failure> {
+pub(crate) fn agreed(yes: bool, site: &str, question: &str) -> Result<(), Failure> {
     let question = format!("{question} Type {site} to go on: ");
     if yes || confirmed(site, &question)? {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The arguments of `site status`, `site plan` and `site enrol`.
+//! The arguments of `site status`, `site plan`, `site enrol`, and of the rotation of the service's own keys.
 
 use std::path::PathBuf;
 
@@ -82,4 +82,36 @@ pub(crate) struct RotateSecrets {
     /// Ask for nothing: say how far the last one is. The exit code says whether it is over
     #[arg(long)]
     pub(crate) status: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct RotateKek {
+    /// The site, as the client's configuration calls it; needed where that names several
+    #[arg(value_name = "SITE")]
+    pub(crate) name: Option<String>,
+    /// Ask for nothing: say how far the last one is. The exit code says whether it is over
+    #[arg(long)]
+    pub(crate) status: bool,
+}
+
+#[derive(Args)]
+pub(crate) struct DestroyKek {
+    /// The site, as the client's configuration calls it; needed where that names several
+    #[arg(value_name = "SITE")]
+    pub(crate) name: Option<String>,
+    /// The id of the KEK that was in use last, as `site rotate-kek --status` shows it; those from before it go with it
+    #[arg(long, value_name = "HEX", value_parser = kek_id)]
+    pub(crate) id: KekName,
+    /// Do not ask again
+    #[arg(long)]
+    pub(crate) yes: bool,
+}
+
+/// 16 bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct KekName(pub(crate) [u8; 16]);
+
+fn kek_id(text: &str) -> Result<KekName, String> {
+    let read = hex::decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok());
+    read.map(KekName).ok_or_else(|| "an id of a site KEK has 32 hexadecimal digits".to_owned())
 }

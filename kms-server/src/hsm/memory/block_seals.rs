@@ -5,29 +5,47 @@ use zeroize::Zeroizing;
 
 use super::{
     aead::{NONCE_LEN, Text},
-    keys::fill,
+    keys::{Kek, fill},
     token::{MemoryToken, refused},
 };
-use crate::hsm::{BlockSeals, TokenError};
+use crate::hsm::{BlockSeals, SiteKeks as _, TokenError};
 
 const SEAL: &str = "seal a block secret";
 const OPEN: &str = "open a block secret";
 
 impl BlockSeals for MemoryToken {
     fn seal(&self, place: &[u8], secret: &BlockSecret) -> Result<Vec<u8>, TokenError> {
-        let keys = self.call()?;
-        let mut nonce = [0; NONCE_LEN];
-        fill(&mut nonce)?;
-        let text = secret.expose_block_secret_bytes();
-        let sealed = Text { nonce: &nonce, additional: place, text }.seal(&keys.site);
-        sealed.map(|sealed| [&nonce[..], &sealed].concat()).map_err(|error| refused(SEAL, error))
+        self.seal_under(&self.kek_in_use().id, place, secret)
     }
 
     fn open(&self, place: &[u8], sealed: &[u8]) -> Result<BlockSecret, TokenError> {
-        let keys = self.call()?;
+        self.open_under(&self.kek_in_use().id, place, sealed)
+    }
+}
+
+impl MemoryToken {
+    pub(super) fn seal_with(
+        &self,
+        kek: &Kek,
+        place: &[u8],
+        secret: &BlockSecret,
+    ) -> Result<Vec<u8>, TokenError> {
+        let mut nonce = [0; NONCE_LEN];
+        fill(&mut nonce)?;
+        let text = secret.expose_block_secret_bytes();
+        let sealed = Text { nonce: &nonce, additional: place, text }.seal(kek);
+        sealed.map(|sealed| [&nonce[..], &sealed].concat()).map_err(|error| refused(SEAL, error))
+    }
+
+    pub(super) fn open_with(
+        &self,
+        kek: &Kek,
+        place: &[u8],
+        sealed: &[u8],
+    ) -> Result<BlockSecret, TokenError> {
         let (nonce, text) =
             sealed.split_first_chunk().ok_or_else(|| refused(OPEN, "it is too short"))?;
-        let opened = Text { nonce, additional: place, text }.open(&keys.site);
+        let opened = Text { nonce, additional: place, text }.open(kek);
         let opened = opened.map(Zeroizing::new).map_err(|error| refused(OPEN, error))?;
         BlockSecret::fill_with(|bytes| {
             let opened: &[u8; BlockSecret::LEN] =

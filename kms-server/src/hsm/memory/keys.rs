@@ -28,8 +28,6 @@ pub(super) type Kek = Zeroizing<[u8; 32]>;
 
 /// All keys of one token.
 pub(super) struct Keys {
-    /// Seals block secrets.
-    pub(super) site: Kek,
     meter_kek: Kek,
     use_kek: Kek,
     /// Signs heads.
@@ -43,7 +41,6 @@ impl Keys {
     pub(super) fn make() -> Result<Self, TokenError> {
         let scalar = random()?;
         Ok(Self {
-            site: random()?,
             meter_kek: random()?,
             use_kek: random()?,
             signing: SigningKey::from_slice(&*scalar).map_err(|_| failed("make a signing key"))?,
@@ -65,7 +62,8 @@ pub(super) fn fill(out: &mut [u8]) -> Result<(), TokenError> {
     getrandom::fill(out).map_err(|_| failed("give random bytes"))
 }
 
-fn random() -> Result<Kek, TokenError> {
+/// A new KEK.
+pub(super) fn random() -> Result<Kek, TokenError> {
     let mut bytes = Zeroizing::new([0; 32]);
     fill(&mut *bytes)?;
     Ok(bytes)

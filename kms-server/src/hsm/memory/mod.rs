@@ -9,6 +9,7 @@ mod keys;
 mod making;
 mod sealed_file;
 mod signing;
+mod site_keks;
 mod token;
 mod wrapped_keys;
 

@@ -275,7 +275,11 @@ impl Lifecycle {
                 self.stage_for(call, (meter, &mut row), (policy, name), at).await;
             meter = changed;
             match refused {
-                Some(error) => put_off(&mut row, &error, now_ms),
+                Some(error) => {
+                    tracing::debug!(meter = %meter.meter_id, %error, "its next key can't be staged now");
+                    put_off(&mut row, &error, now_ms);
+                    (action, pairs) = (Action::Nothing, Vec::new());
+                }
                 None => {
                     let holds = heard.opened.last().copied();
                     (action, pairs) = work(&meter, policy, &row, holds);

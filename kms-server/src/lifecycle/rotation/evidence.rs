@@ -2,9 +2,9 @@
 //! later by a task of its own.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     ops::Bound,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -18,11 +18,13 @@ use kms_core::{
     BlockNo, Record, RecordKey, SystemTitle,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
     life::evidence::{Proved, Shown, show},
-    ports::EvidenceSink,
+    ports::{EvidenceCourier, EvidenceSink, MetersMessage},
 };
 
 /// What waits to be written: a meter whose evidence finds no room shows it again with its next message.
 const WAITING_MAX: usize = 65_536;
+/// Bytes of the messages among it, which another site may be handed.
+const WAITING_BYTES_MAX: usize = 16 << 20;
 /// The pause after a round that wrote nothing: the database or the token may be away, or this site does not write.
 const PAUSE: Duration = Duration::from_secs(1);
 /// What comes together is written together.
@@ -38,17 +40,48 @@ pub struct Evidence {
     came: Notify,
 }
 
+/// What a meter has shown.
+type One = (SystemTitle, Shown);
+
 #[derive(Debug, Default)]
 struct Waiting {
-    all: BTreeSet<(SystemTitle, Shown)>,
+    /// Each with the message that shows it; empty: none that may be handed on.
+    all: BTreeMap<One, Box<[u8]>>,
+    /// Of the messages.
+    bytes: usize,
     /// The last one that was taken: all others have their turn before it comes again.
-    last: Option<(SystemTitle, Shown)>,
+    last: Option<One>,
+}
+
+impl Waiting {
+    /// Whether it is news, and there was room.
+    fn put(&mut self, one: One, apdu: &[u8]) -> bool {
+        if self.all.len() >= WAITING_MAX || self.all.contains_key(&one) {
+            return false;
+        }
+        let fits = apdu.len() <= MetersMessage::LEN_MAX
+            && self.bytes.saturating_add(apdu.len()) <= WAITING_BYTES_MAX;
+        let apdu = if fits { apdu } else { &[] };
+        self.bytes += apdu.len();
+        self.all.insert(one, apdu.into());
+        true
+    }
+
+    fn take(&mut self, most: usize) -> Vec<(One, Box<[u8]>)> {
+        let behind = self.last.map_or(Bound::Unbounded, Bound::Excluded);
+        let all = self.all.range((behind, Bound::Unbounded)).chain(self.all.iter());
+        let some: Vec<One> = all.map(|(one, _)| *one).take(most).collect();
+        self.last = some.last().copied();
+        let taken = some.into_iter().filter_map(|one| Some((one, self.all.remove(&one)?)));
+        let taken: Vec<_> = taken.collect();
+        self.bytes -= taken.iter().map(|(_, apdu)| apdu.len()).sum::<usize>();
+        taken
+    }
 }
 
 impl EvidenceSink for Evidence {
-    fn shown(&self, title: &SystemTitle, shown: &Shown, _apdu: &[u8]) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        if waiting.all.len() < WAITING_MAX && waiting.all.insert((*title, *shown)) {
+    fn shown(&self, title: &SystemTitle, shown: &Shown, apdu: &[u8]) {
+        if self.waiting().put((*title, *shown), apdu) {
             self.came.notify_one();
         }
     }
@@ -57,46 +90,58 @@ impl EvidenceSink for Evidence {
 impl Evidence {
     /// Takes some of what waits: whoever has it writes it, or it is gone until the meter's next message.
     pub fn take(&self, most: usize) -> Vec<(SystemTitle, Shown)> {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let Waiting { all, last } = &mut *waiting;
-        let behind = last.map_or(Bound::Unbounded, Bound::Excluded);
-        let some: Vec<_> =
-            all.range((behind, Bound::Unbounded)).chain(all.iter()).take(most).copied().collect();
-        *last = some.last().copied();
-        let some: Vec<_> = some.into_iter().filter(|one| all.remove(one)).collect();
-        some
+        self.waiting().take(most).into_iter().map(|(one, _)| one).collect()
     }
 
-    fn put_back(&self, some: Vec<(SystemTitle, Shown)>) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = WAITING_MAX.saturating_sub(waiting.all.len());
-        waiting.all.extend(some.into_iter().take(room));
+    fn put_back(&self, some: Vec<(One, Box<[u8]>)>) {
+        let mut waiting = self.waiting();
+        for (one, apdu) in some {
+            waiting.put(one, &apdu);
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Lifecycle {
-    /// Runs until the process ends: writes what meters have shown.
-    pub async fn take_evidence(self: Arc<Self>, evidence: Arc<Evidence>) {
+    /// Runs until the process ends: writes what meters have shown. Where this site does not write, `courier` brings it to
+    /// the one that does.
+    pub async fn take_evidence(
+        self: Arc<Self>,
+        evidence: Arc<Evidence>,
+        courier: Arc<dyn EvidenceCourier>,
+    ) {
         loop {
-            let some = evidence.take(AT_ONCE);
+            let some = evidence.waiting().take(AT_ONCE);
             if some.is_empty() {
                 evidence.came.notified().await;
                 sleep(GATHER).await;
                 continue;
             }
-            // By block, so that one that can't be read keeps none of the others waiting.
-            let mut failed = Vec::new();
-            for (_, some) in self.by_block(&some) {
-                if let Err(error) = self.take_shown(&some).await {
-                    tracing::debug!(%error, "what meters have shown is not written yet");
-                    failed.extend(some);
-                }
-            }
-            if !failed.is_empty() {
-                evidence.put_back(failed);
+            let left = match self.writer.check_writes() {
+                Ok(()) => self.write_shown(some).await,
+                Err(_) => hand_over(&*courier, some).await,
+            };
+            if !left.is_empty() {
+                evidence.put_back(left);
                 sleep(PAUSE).await;
             }
         }
+    }
+
+    /// Writes these, by block, so that one that can't be read keeps none of the others waiting. What is left was not.
+    async fn write_shown(&self, some: Vec<(One, Box<[u8]>)>) -> Vec<(One, Box<[u8]>)> {
+        let mut all: BTreeMap<One, Box<[u8]>> = some.into_iter().collect();
+        let shown: Vec<One> = all.keys().copied().collect();
+        for (_, some) in self.by_block(&shown) {
+            match self.take_shown(&some).await {
+                Ok(_) => all.retain(|one, _| !some.contains(one)),
+                Err(error) => tracing::debug!(%error, "what meters have shown is not written yet"),
+            }
+        }
+        all.into_iter().collect()
     }
 
     fn by_block(
@@ -158,6 +203,25 @@ impl Lifecycle {
         self.writer.commit(changes, entries).await?;
         Ok(proved)
     }
+}
+
+/// Hands over the messages of these. What is left waits: it has none, or it was not taken.
+async fn hand_over(
+    courier: &dyn EvidenceCourier,
+    some: Vec<(One, Box<[u8]>)>,
+) -> Vec<(One, Box<[u8]>)> {
+    let (messages, mut left): (Vec<_>, Vec<_>) =
+        some.into_iter().partition(|(_, apdu)| !apdu.is_empty());
+    for some in messages.chunks(MetersMessage::AT_ONCE) {
+        let message = |((title, _), apdu): &(One, Box<[u8]>)| MetersMessage {
+            title: *title,
+            apdu: apdu.clone(),
+        };
+        if !courier.hand(some.iter().map(message).collect()).await {
+            left.extend_from_slice(some);
+        }
+    }
+    left
 }
 
 /// The service's own word for it: nobody called.

@@ -1,6 +1,6 @@
-//! The life of meters' keys, over the rules of `kms_core::life`: [`staging`] has a key made and stored, [`sending`] says what is
-//! sent and under which keys, [`evidence`] takes in what meters show, [`standing`] what people decide, [`due`] what time
-//! brings.
+//! The life of meters' keys, over the rules of `kms_core::life`: [`staging`] has a key made, [`staging_many`] those of many meters,
+//! [`storing`] stores them; [`sending`] says what is sent and under which keys, [`evidence`] takes in what meters show,
+//! [`standing`] what people decide, [`due`] what time brings.
 
 mod changing;
 mod due;
@@ -8,7 +8,9 @@ mod evidence;
 mod proved;
 mod sending;
 mod staging;
+mod staging_many;
 mod standing;
+mod storing;
 
 pub use changing::Stepped;
 pub use evidence::Evidence;

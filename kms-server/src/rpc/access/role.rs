@@ -106,7 +106,9 @@ impl Verb {
             | Self::ResolveDivergence
             | Self::AdmitEpoch
             | Self::ForgetRevocationList
-            | Self::RotateBlockSecrets => &[AmiAdmin],
+            | Self::RotateBlockSecrets
+            | Self::RotateSiteKek
+            | Self::DestroySiteKek => &[AmiAdmin],
             Self::StageKey | Self::NextTransfer | Self::ConfirmKey | Self::RollBackKey => {
                 &[AmiAdmin, Rotator]
             }
@@ -133,14 +135,16 @@ impl Verb {
             | Self::ListRoleRecords
             | Self::ListFloors
             | Self::ReportDivergence
+            | Self::HandEvidence
             | Self::ShowHeadTables => &[Peer, Replica],
             Self::Protect => &[Node],
             Self::ProveBlocks | Self::ExchangeMarks | Self::FetchAuditEvents => &[Peer],
             Self::GetStatus => &[AmiAdmin, Rotator, Peer, Auditor, Synchroniser],
             Self::ListDivergence | Self::ListEvents => &[AmiAdmin, Auditor],
-            Self::GetReadiness | Self::PlanPromotion | Self::GetBlockSecretRotation => {
-                &[AmiAdmin, Auditor]
-            }
+            Self::GetReadiness
+            | Self::PlanPromotion
+            | Self::GetBlockSecretRotation
+            | Self::GetSiteKekRotation => &[AmiAdmin, Auditor],
             Self::FollowEvents | Self::VerifyChain => &[Auditor],
             Self::ListApprovals => &[AmiAdmin, Auditor, Approver],
             Self::ApproveCall => &[Approver],

@@ -155,6 +155,8 @@ verbs! {
     ListFloors = ReplicationListFloors;
     /// Tell what one site wrote alone.
     ReportDivergence = ReplicationReportDivergence;
+    /// Hand over what meters have shown.
+    HandEvidence = ReplicationHandEvidence;
     /// Show signed head tables.
     ShowHeadTables = ReplicationShowHeadTables;
     /// Copies of the site's audit chains.
@@ -181,6 +183,12 @@ verbs! {
     RotateBlockSecrets = SiteRotateBlockSecrets;
     /// Look at how far that is.
     GetBlockSecretRotation = SiteGetBlockSecretRotation;
+    /// Replace the site KEK.
+    RotateSiteKek = SiteRotateSiteKek;
+    /// Look at how far that is.
+    GetSiteKekRotation = SiteGetSiteKekRotation;
+    /// Destroy the former one.
+    DestroySiteKek = SiteDestroySiteKek;
     /// Look at what the site that follows has proved.
     GetReadiness = SiteGetReadiness;
     /// Look at what a promotion would cost.

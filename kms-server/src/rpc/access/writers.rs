@@ -56,6 +56,8 @@ impl Verb {
             | Self::ForgetRevocationList
             | Self::RotateBlockSecrets => true,
             Self::EnrolPeer | Self::ResolveDivergence => false,
+            // Each site has site KEKs of its own.
+            Self::RotateSiteKek | Self::DestroySiteKek => false,
             // A role changes where it is: who may not end an epoch hears that from the site itself.
             Self::Promote | Self::Demote | Self::AdmitEpoch => false,
             Self::Decrypt
@@ -81,6 +83,7 @@ impl Verb {
             | Self::ListRoleRecords
             | Self::ListFloors
             | Self::ReportDivergence
+            | Self::HandEvidence
             | Self::ShowHeadTables
             | Self::FetchAuditEvents
             | Self::GetStatus
@@ -88,6 +91,7 @@ impl Verb {
             | Self::ListDivergence
             | Self::GetReadiness
             | Self::GetBlockSecretRotation
+            | Self::GetSiteKekRotation
             | Self::PlanPromotion
             | Self::ListEvents
             | Self::FollowEvents

@@ -9,9 +9,9 @@ use crate::rpc::access::verb::Verb;
 use kms_core::{enrolment::request::SignedRequest, wire::sealed::HEADER_BYTES_MAX};
 use kms_proto::v1::{
     AdmitEpochRequest, BuryDamagedMeterRequest, ClientTitle, CreateMeterRequest, Decision,
-    DeclareCounterRequest, DeleteMeterRequest, DemoteRequest, EnrolPeerRequest,
-    ForgetRevocationListRequest, GetMeterRequest, ImportLine, ImportRules, KeyKind,
-    ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, Parting,
+    DeclareCounterRequest, DeleteMeterRequest, DemoteRequest, DestroySiteKekRequest,
+    EnrolPeerRequest, ForgetRevocationListRequest, GetMeterRequest, ImportLine, ImportRules,
+    KeyKind, ListEventsRequest, ListMetersRequest, MeterPolicy, MinimumProtection, NewKey, Parting,
     PromoteRequest, ProtectionLevel, ReadmitMeterRequest, ResolveDivergenceRequest, SealedContents,
     SealedHeader, SealedHeaderBody, SetPolicyRequest, TriageRequest, VerifyChainRequest,
 };
@@ -21,7 +21,7 @@ const LEN_MAX: usize = 600;
 
 /// The matter of this message. No `_` arm: a new call says here what its second person gets to see.
 pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
-    let about = match verb {
+    within_len(match verb {
         Verb::CreateMeter => read(message, created),
         Verb::SetPolicy => read(message, policy_set),
         Verb::DeclareCounter => read(message, counter_declared),
@@ -55,18 +55,19 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         Verb::Demote => read(message, demoted),
         Verb::EnrolPeer => read(message, enrolled),
         Verb::Triage => read(message, triaged),
-        Verb::ListDivergence => line("records that were set aside".to_owned()),
+        Verb::ListDivergence => line("records that were set aside".into()),
         Verb::ResolveDivergence => read(message, resolved),
         Verb::AdmitEpoch => read(message, admitted),
         Verb::ForgetRevocationList => read(message, forgotten),
         Verb::RotateBlockSecrets => line("rotate the secrets of all blocks".to_owned()),
+        Verb::RotateSiteKek | Verb::DestroySiteKek => read(message, kek_changed),
         Verb::GetImportKey
         | Verb::GetStatus
         | Verb::GetReadiness
         | Verb::GetBlockSecretRotation
+        | Verb::GetSiteKekRotation
         | Verb::PlanPromotion => About::default(),
-        // Read by `import_call`, which knows how far; the others are never for two people, see
-        // `Verb::may_need_two_people`.
+        // Read by `import_call`; the others are never for two people: `Verb::may_need_two_people`.
         Verb::Decrypt
         | Verb::DecryptBatch
         | Verb::DecryptStream
@@ -88,6 +89,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::ExchangeMarks
         | Verb::ListFloors
         | Verb::ReportDivergence
+        | Verb::HandEvidence
         | Verb::ShowHeadTables
         | Verb::FetchAuditEvents
         | Verb::FollowEvents
@@ -98,8 +100,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::AskAhead
         | Verb::Health
         | Verb::Reflection => About::default(),
-    };
-    within_len(about)
+    })
 }
 
 /// Cut off where a list's line ends: `{:?}` has escaped what could break it; titles are hexadecimal.
@@ -145,6 +146,17 @@ fn forgotten(request: ForgetRevocationListRequest) -> About {
         "forget that revocation list {number} was used: lists from number {from} on count again, whatever newer ones \
          revoked; authority {authority}"
     ))
+}
+
+/// The request for a new one says nothing.
+fn kek_changed(DestroySiteKekRequest { kek_id }: DestroySiteKekRequest) -> About {
+    let id = hex::encode(kek_id);
+    line(match id.as_str() {
+        "" => "make a new site KEK and use it".to_owned(),
+        id => format!(
+            "destroy former site KEK {id}: backups from before its rotation open with nothing else"
+        ),
+    })
 }
 
 fn readmitted(ReadmitMeterRequest { meter_id, system_title }: ReadmitMeterRequest) -> About {

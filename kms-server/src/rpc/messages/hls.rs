@@ -2,8 +2,8 @@
 
 use dlms::{Suite, hls};
 use kms_proto::v1::{
-    AnswerHlsChallengeResponse, BeginHlsRequest, BeginHlsResponse, HlsAction,
-    VerifyHlsAnswerRequest, VerifyHlsAnswerResponse,
+    AnswerHlsChallengeRequest, AnswerHlsChallengeResponse, BeginHlsRequest, BeginHlsResponse,
+    HlsAction, VerifyHlsAnswerRequest, VerifyHlsAnswerResponse,
 };
 use tonic::{Code, Status};
 
@@ -14,8 +14,8 @@ use super::{
 };
 use crate::{
     associations::{
-        Action, Answered, Begin, Begun, CHALLENGE_LEN_DEFAULT, GivenAnswer, Handle, Mechanism,
-        NotAssociated, Verified,
+        Action, Answered, Asked, Begin, Begun, CHALLENGE_LEN_DEFAULT, Given, GivenAnswer, Handle,
+        Mechanism, NotAssociated, Verified,
     },
     transmitting::{Envelope, Outcome},
 };
@@ -40,11 +40,40 @@ pub(crate) fn begin(request: &BeginHlsRequest) -> Result<Begin<'_>, Refused> {
         mechanism: mechanism(request.mechanism)?,
         suite: suite.transpose()?,
         challenge_len: challenge_len(request)?,
+        versions: pair(request.encryption_key_version, request.authentication_key_version)?,
+    })
+}
+
+/// The versions of GUEK and GAK that the meter is presumed to hold: both, or none.
+fn pair(encryption: u32, authentication: u32) -> Result<(u16, u16), Refused> {
+    let version = |number, name| {
+        u16::try_from(number).map_err(|_| field(name, "a key's version is 1 to 65,535"))
+    };
+    let encryption = version(encryption, "encryption_key_version")?;
+    let authentication = version(authentication, "authentication_key_version")?;
+    if (encryption == 0) != (authentication == 0) {
+        let problem = "name the versions of both keys, or of none";
+        return Err(field("authentication_key_version", problem));
+    }
+    Ok((encryption, authentication))
+}
+
+/// A challenge to answer.
+pub(crate) fn asked(request: &AnswerHlsChallengeRequest) -> Result<Asked<'_>, Refused> {
+    let said = match request.mechanism {
+        0 => None,
+        number => Some(mechanism(number)?),
+    };
+    Ok(Asked {
+        challenge: &request.challenge,
+        said,
+        action: request.action.map(action).transpose()?,
+        versions: pair(request.encryption_key_version, request.authentication_key_version)?,
     })
 }
 
 /// A mechanism that this service has.
-pub(crate) fn mechanism(number: u32) -> Result<Mechanism, Refused> {
+fn mechanism(number: u32) -> Result<Mechanism, Refused> {
     Mechanism::of_number(number).ok_or(field("mechanism", "it is 2, 3, 4, 5 or 6"))
 }
 
@@ -68,7 +97,7 @@ pub(crate) fn handle(bytes: &[u8]) -> Result<Handle, Refused> {
 }
 
 /// How an answer is to be carried.
-pub(crate) fn action(action: HlsAction) -> Result<Action, Refused> {
+fn action(action: HlsAction) -> Result<Action, Refused> {
     let HlsAction { invoke_id_and_priority, form, protection } = action;
     let invoke_id_and_priority = u8::try_from(invoke_id_and_priority)
         .map_err(|_| field("invoke_id_and_priority", "it is one byte"))?;
@@ -80,12 +109,19 @@ pub(crate) fn action(action: HlsAction) -> Result<Action, Refused> {
 }
 
 /// A meter's answer, given in one of the two ways.
-pub(crate) fn given(request: &VerifyHlsAnswerRequest) -> Result<GivenAnswer<'_>, Refused> {
-    match (&request.answer[..], &request.apdu[..]) {
-        (answer, []) if !answer.is_empty() => Ok(GivenAnswer::Bare(answer)),
-        ([], apdu) if !apdu.is_empty() => Ok(GivenAnswer::Carried(apdu)),
-        _ => Err(field("answer", "give the answer or the APDU that carries it, and not both")),
-    }
+pub(crate) fn given(request: &VerifyHlsAnswerRequest) -> Result<Given<'_>, Refused> {
+    let answer = match (&request.answer[..], &request.apdu[..]) {
+        (answer, []) if !answer.is_empty() => GivenAnswer::Bare(answer),
+        ([], apdu) if !apdu.is_empty() => GivenAnswer::Carried(apdu),
+        _ => {
+            return Err(field(
+                "answer",
+                "give the answer or the APDU that carries it, and not both",
+            ));
+        }
+    };
+    let versions = pair(request.encryption_key_version, request.authentication_key_version)?;
+    Ok(Given { answer, versions })
 }
 
 /// What was begun, or why nothing was.
@@ -175,7 +211,7 @@ mod tests {
             change(&mut request);
             begin(&request).map(|begin| begin.challenge_len)
         };
-        let refused: [fn(&mut BeginHlsRequest); 8] = [
+        let refused: [fn(&mut BeginHlsRequest); 11] = [
             |it| it.meter_id.clear(),
             |it| it.mechanism = 7,
             |it| it.mechanism = 0,
@@ -184,6 +220,9 @@ mod tests {
             |it| it.security_suite = Some(3),
             |it| it.client = 65_536,
             |it| (it.mechanism, it.challenge_length) = (2, 24),
+            |it| it.encryption_key_version = 2,
+            |it| it.authentication_key_version = 2,
+            |it| (it.encryption_key_version, it.authentication_key_version) = (65_536, 1),
         ];
         for (at, change) in refused.into_iter().enumerate() {
             assert!(with(change).is_err(), "{at}");

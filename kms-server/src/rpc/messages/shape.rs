@@ -4,6 +4,7 @@
 
 use super::{status::Refused, triage::FRAMES_MAX};
 use crate::rpc::{access::verb::Verb, config::Limits};
+use kms_core::ports::MetersMessage;
 
 /// Lines in one message of an import, at most.
 pub(crate) const LINES_MAX: usize = kms_core::wire::IMPORT_LINES_MAX;
@@ -69,6 +70,7 @@ static CHUNK: Shape = Shape(&[(4, Kind::Signed(&BODY))]);
 static SEALED: Shape = Shape(&[(2, Kind::Within(None, &CHUNK))]);
 static NAMED: Shape = Shape(&[]);
 static BLOCKS: Shape = Shape(&[(2, Kind::Each(NAMES)), (3, Kind::Within(Some(STATES), &NAMED))]);
+static HANDED: Shape = Shape(&[(2, Kind::Within(Some(NAMES), &NAMED))]);
 static IMPORT: Shape =
     Shape(&[(2, Kind::Within(Some(LINES), &LINE)), (3, Kind::Within(None, &SEALED))]);
 
@@ -106,6 +108,11 @@ struct Cost {
     /// Whatever its length.
     flat: usize,
 }
+
+const HANDED_MOST: [(usize, &str); COUNTERS] =
+    [(MetersMessage::AT_ONCE, "messages"), NO_LIMIT, NO_LIMIT];
+const HANDED_COST: Cost =
+    Cost { per_byte: 4, entries: (MetersMessage::AT_ONCE, 200), flat: 4 << 10 };
 
 impl Rules {
     pub(crate) fn of(verb: Verb, limits: &Limits) -> Self {
@@ -163,6 +170,7 @@ impl Rules {
                 let cost = Cost { per_byte: 4, entries: (BLOCKS_MAX, 160), flat };
                 Self { bytes_max, ..rules(&BLOCKS, most, cost) }
             }
+            Verb::HandEvidence => rules(&HANDED, HANDED_MOST, HANDED_COST),
             // Pages of what is stored.
             Verb::ListMeters | Verb::ListEvents | Verb::FollowEvents | Verb::ListFloors => {
                 let cost = Cost { per_byte: 4, entries: (0, 0), flat: 1 << 20 };

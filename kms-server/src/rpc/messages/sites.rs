@@ -10,9 +10,10 @@ use crate::replication::{
     BlockProof, BlockUpdate, HeadTablesSaid, HeadsAsked, MarksAsked, MarksSaid, PeerSaid, SiteCard,
 };
 use kms_core::{
-    BlockNo, DomainId, Epoch, Head, Position, RecordKey, Sequence, StoredRecord,
+    BlockNo, DomainId, Epoch, Head, Position, RecordKey, Sequence, StoredRecord, SystemTitle,
     block::BlockMark,
     counters::allocator::Witnessed,
+    ports::MetersMessage,
     site::{
         readiness::SignedReadiness,
         role::{RoleRecord, SignedRoleRecord},
@@ -103,6 +104,34 @@ pub(super) fn wire_record(record: StoredRecord) -> v1::BlockRecord {
         body: body.into(),
         mac: Bytes::copy_from_slice(&mac),
     }
+}
+
+/// Messages of meters, for the site that writes.
+pub(crate) fn wire_evidence(
+    card: SiteCard,
+    messages: Vec<MetersMessage>,
+) -> v1::HandEvidenceRequest {
+    let wire = |MetersMessage { title, apdu }| v1::MetersMessage {
+        system_title: Bytes::copy_from_slice(title.as_bytes()),
+        apdu: apdu.into_vec().into(),
+    };
+    let messages = messages.into_iter().map(wire).collect();
+    v1::HandEvidenceRequest { card: Some(wire_card(card)), messages }
+}
+
+/// The same as they came.
+pub(crate) fn evidence(messages: Vec<v1::MetersMessage>) -> Result<Vec<MetersMessage>, BadMessage> {
+    if messages.len() > MetersMessage::AT_ONCE {
+        return Err(BadMessage("messages"));
+    }
+    let read = |v1::MetersMessage { system_title, apdu }: v1::MetersMessage| {
+        if apdu.is_empty() || apdu.len() > MetersMessage::LEN_MAX {
+            return Err(BadMessage("messages.apdu"));
+        }
+        let title = SystemTitle::new(array("messages.system_title", &system_title)?);
+        Ok(MetersMessage { title, apdu: apdu.to_vec().into() })
+    };
+    messages.into_iter().map(read).collect()
 }
 
 pub(crate) fn marks_asked(

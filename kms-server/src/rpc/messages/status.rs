@@ -180,6 +180,8 @@ pub(crate) enum Refused {
     SingleSite,
     #[error("{0}")]
     SecondToken(String),
+    #[error("{0}")]
+    SiteKek(String),
     #[error(
         "the card is of no other site of this site's key domain; compare [peer] and [site] of both"
     )]
@@ -291,6 +293,7 @@ impl Refused {
             | Self::ReadOnlyPrimary
             | Self::SingleSite
             | Self::SecondToken(_)
+            | Self::SiteKek(_)
             | Self::AnotherDomain
             | Self::AnotherSite { .. }
             | Self::EpochNotProved
@@ -359,6 +362,7 @@ impl Refused {
             Self::ReadOnlyPrimary => (Code::FailedPrecondition, "READ_ONLY_PRIMARY"),
             Self::SingleSite => (Code::FailedPrecondition, "SINGLE_SITE"),
             Self::SecondToken(_) => (Code::FailedPrecondition, "SECOND_TOKEN"),
+            Self::SiteKek(_) => (Code::FailedPrecondition, "SITE_KEK"),
             Self::AnotherDomain => (Code::FailedPrecondition, "ANOTHER_DOMAIN"),
             Self::AnotherSite { .. } => (Code::PermissionDenied, "ANOTHER_SITE"),
             Self::EpochNotProved => (Code::FailedPrecondition, "EPOCH_NOT_PROVED"),
@@ -407,13 +411,11 @@ impl Refused {
             }
             Self::TooManyWaiting(limit)
             | Self::TooManyOfCaller(limit)
-            | Self::ImportTooLong(limit) => {
-                vec![("limit", limit.to_string())]
-            }
+            | Self::TooManyCalls(limit)
+            | Self::ImportTooLong(limit) => vec![("limit", limit.to_string())],
             Self::TooManyAsked { limit, after_ms } | Self::TooManyTriages { limit, after_ms } => {
                 vec![("limit", limit.to_string()), ("after_ms", after_ms.to_string())]
             }
-            Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],
             Self::MessageTooLarge(limit) | Self::Busy(limit) | Self::BytesBusy(limit) => {
                 vec![("limit", limit.to_string())]
             }
@@ -446,6 +448,7 @@ impl Refused {
             | Self::ReadOnlyPrimary
             | Self::SingleSite
             | Self::SecondToken(_)
+            | Self::SiteKek(_)
             | Self::AnotherDomain
             | Self::EpochNotProved
             | Self::ReadOnlyReplica

@@ -35,6 +35,7 @@ use kms_core::{
     BlockNo, Epoch,
     block::BlockMark,
     floors::{FloorPlace, FloorRow},
+    ports::MetersMessage,
     site::{readiness::SignedReadiness, role::SignedRoleRecord},
 };
 
@@ -219,6 +220,16 @@ impl Peer for PeerClient {
         let known = said.answers.into_iter().map(divergence::known);
         let known = known.collect::<Result<_, _>>().map_err(of_message)?;
         Ok((sites::card(said.card).map_err(of_message)?, known))
+    }
+
+    async fn hand_evidence(
+        &self,
+        card: SiteCard,
+        messages: Vec<MetersMessage>,
+    ) -> Result<SiteCard, PeerError> {
+        let request = sites::wire_evidence(card, messages);
+        let said = begun(PATIENCE, self.calls.clone().hand_evidence(request)).await?;
+        sites::card(said.card).map_err(of_message)
     }
 
     async fn floors(

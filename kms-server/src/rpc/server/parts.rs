@@ -15,7 +15,7 @@ use crate::{
     replication::{Fencing, OwnMakeup, Planning, Status as ReplicationStatus, Syncing},
     rpc::services::replication::ReplicationParts,
     site_health::{Looks, TokenStatusSource},
-    site_keys::BlockSecretRotation,
+    site_keys::{BlockSecretRotation, SiteKekRotation},
     store::ReadStore,
     telemetry::metrics::Source,
     transmitting::Transmitting,
@@ -34,6 +34,8 @@ pub struct Parts {
     pub lifecycle: Arc<Lifecycle>,
     /// The service's own keys.
     pub rotation: Arc<BlockSecretRotation>,
+    /// The site KEK.
+    pub kek: Arc<SiteKekRotation>,
     /// Open blocks, for their status.
     pub keyring: Arc<Overview>,
     /// Who writes.

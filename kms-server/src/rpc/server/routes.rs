@@ -57,7 +57,7 @@ pub(super) fn of_parts(
     let replication = ReplicationService {
         parts: parts.replication.as_ref().map(|replicating| replicating.parts.clone()),
         sites: sites(config, parts),
-        floors: Arc::clone(parts.ciphering.floors()),
+        ciphering: Arc::clone(&parts.ciphering),
         lifecycle: Arc::clone(&parts.lifecycle),
         budget: budget.clone(),
         message_bytes_max,
@@ -101,6 +101,7 @@ fn of_site(
         floors: Arc::clone(parts.ciphering.floors()),
         transmitting: Arc::clone(&parts.transmitting),
         rotation: Arc::clone(&parts.rotation),
+        kek: Arc::clone(&parts.kek),
         recorder: Recorder(Arc::clone(&parts.audit)),
         enroller: Arc::new(parts.enroller()),
         budget: budget.clone(),

@@ -39,7 +39,7 @@ use crate::{
         },
         shares::budget::Budget,
     },
-    transmitting::{Origin, Plain, ProtectedBatch, Transmitting},
+    transmitting::{Origin, Plain, ProtectedBatch, Transmitting, refuse_claimed},
 };
 use kms_core::{SecuritySetup, SystemTitle, Verdict};
 
@@ -263,7 +263,10 @@ impl CipheringService {
     ) -> Result<ProtectedBatch, Status> {
         self.must_write()?;
         let origin = self.origin(permit, came)?;
-        let protected = self.transmitting.protect_for(&origin, items).await;
+        let protected = match refuse_claimed(items) {
+            Some(refused) => refused,
+            None => self.transmitting.protect_for(&origin, items).await,
+        };
         let outcomes = protected.outcomes.iter().filter(|outcome| !outcome.by_another);
         let outcomes = outcomes.map(|outcome| (outcome.system_title, outcome.verdict));
         self.audit.count(permit.caller().as_str(), permit.verb().name(), outcomes);

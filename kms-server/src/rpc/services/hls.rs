@@ -9,9 +9,7 @@ use tonic::{Request, Response, Status};
 use super::ciphering::{Came, CipheringService, misfit};
 use crate::rpc::{
     access::{policy::Permit, verb::Verb},
-    messages::hls::{
-        action, answered, begin, begun, given, handle, mechanism, of_not_associated, verified,
-    },
+    messages::hls::{answered, asked, begin, begun, given, handle, of_not_associated, verified},
 };
 use kms_core::{SystemTitle, Verdict};
 
@@ -46,20 +44,15 @@ impl CipheringService {
         let came = Came::of(&request);
         let request = request.into_inner();
         let handle = handle(&request.association)?;
-        let wanted = request.action.map(action).transpose()?;
-        let said = match request.mechanism {
-            0 => None,
-            number => Some(mechanism(number)?),
-        };
+        let asked = asked(&request)?;
+        let carried = asked.action.is_some();
         let _charge = self.budget.charge(&permit, ANSWER_ITEMS)?;
         self.must_write()?;
         let origin = self.origin(&permit, &came)?;
-        let asked =
-            crate::associations::Asked { challenge: &request.challenge, said, action: wanted };
         let outcome = self.associations.answer(&origin, handle, asked).await;
         let outcome = outcome.map_err(|why| of_not_associated(&why))?;
         self.count(&permit, outcome.outcome.system_title, outcome.outcome.verdict);
-        Ok(Response::new(answered(outcome, wanted.is_some()).map_err(misfit)?))
+        Ok(Response::new(answered(outcome, carried).map_err(misfit)?))
     }
 
     pub(super) async fn verify(
@@ -68,10 +61,10 @@ impl CipheringService {
     ) -> Result<Response<VerifyHlsAnswerResponse>, Status> {
         let permit = Permit::of(&request, Verb::VerifyHlsAnswer)?;
         let request = request.into_inner();
-        let (handle, answer) = (handle(&request.association)?, given(&request)?);
+        let (handle, given) = (handle(&request.association)?, given(&request)?);
         let _charge = self.budget.charge(&permit, 1)?;
         let caller = permit.caller().as_str();
-        let outcome = self.associations.verify(caller, handle, answer).await;
+        let outcome = self.associations.verify(caller, handle, given).await;
         let outcome = outcome.map_err(|why| of_not_associated(&why))?;
         self.count(&permit, Some(outcome.system_title), outcome.verdict);
         Ok(Response::new(verified(outcome)))

@@ -19,7 +19,7 @@ use crate::{
         },
         shares::budget::Budget,
     },
-    transmitting::Transmitting,
+    transmitting::{Transmitting, refuse_claimed},
 };
 
 /// The other nodes' side of the wire.
@@ -66,7 +66,14 @@ impl NodesService {
             return Err(of_lifecycle(&LifecycleError::NotPrimary { reason }));
         }
         // One hop: what is not held here is refused, by the holder's name.
-        let protected = self.transmitting.protect_batch(&items).await;
+        let claimed = match permit.verb() {
+            Verb::NextTransfer => None,
+            _ => refuse_claimed(&items),
+        };
+        let protected = match claimed {
+            Some(refused) => refused,
+            None => self.transmitting.protect_batch(&items).await,
+        };
         let outcomes = protected.outcomes.iter();
         let outcomes = outcomes.map(|outcome| (outcome.system_title, outcome.verdict));
         self.audit.count(permit.caller().as_str(), permit.verb().name(), outcomes);

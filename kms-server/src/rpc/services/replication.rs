@@ -6,17 +6,17 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use kms_proto::v1::{
     ExchangeMarksRequest, ExchangeMarksResponse, FetchAuditEventsRequest, FetchAuditEventsResponse,
     FetchBlocksRequest, FetchBlocksResponse, FollowChangesRequest, FollowChangesResponse,
-    ListBlockHeadsRequest, ListBlockHeadsResponse, ListFloorsRequest, ListFloorsResponse,
-    ListRoleRecordsRequest, ListRoleRecordsResponse, ProveBlocksRequest, ProveBlocksResponse,
-    ReportDivergenceRequest, ReportDivergenceResponse, ShowHeadTablesRequest,
-    ShowHeadTablesResponse, replication_server,
+    HandEvidenceRequest, HandEvidenceResponse, ListBlockHeadsRequest, ListBlockHeadsResponse,
+    ListFloorsRequest, ListFloorsResponse, ListRoleRecordsRequest, ListRoleRecordsResponse,
+    ProveBlocksRequest, ProveBlocksResponse, ReportDivergenceRequest, ReportDivergenceResponse,
+    ShowHeadTablesRequest, ShowHeadTablesResponse, replication_server,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, async_trait};
 
 use super::in_order::{Answers, to_its_end};
 use crate::{
-    ciphering::Floors,
+    ciphering::Ciphering,
     lifecycle::Lifecycle,
     replication::{
         Answering, AuditAsked, AuditSaid, Auditing, HeadTablesSaid, MarksSaid, NotServed,
@@ -44,7 +44,8 @@ pub(crate) struct ReplicationService {
     pub(crate) parts: Option<ReplicationParts>,
     /// Who is which site.
     pub(crate) sites: Sites,
-    pub(crate) floors: Arc<Floors>,
+    /// Receive floors, and what meters have shown to another site.
+    pub(crate) ciphering: Arc<Ciphering>,
     /// Takes in what the other site wrote alone.
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) budget: Budget,
@@ -255,12 +256,28 @@ impl replication_server::Replication for ReplicationService {
         let ListFloorsRequest { card, after } = request.into_inner();
         let (_, ours) = self.greet(&permit, card).await?;
         let place = floors::after(after).map_err(Refused::from)?;
-        let rows = self.floors.stored_after(&place).await;
+        let rows = self.ciphering.floors().stored_after(&place).await;
         let rows = rows.map_err(|error| Refused::from(NotServed::from(error)))?;
         Ok(Response::new(ListFloorsResponse {
             card: Some(sites::wire_card(ours)),
             floors: rows.iter().map(floors::wire).collect(),
         }))
+    }
+
+    async fn hand_evidence(
+        &self,
+        request: Request<HandEvidenceRequest>,
+    ) -> Result<Response<HandEvidenceResponse>, Status> {
+        let permit = Permit::of(&request, Verb::HandEvidence)?;
+        let HandEvidenceRequest { card, messages } = request.into_inner();
+        let (_, ours) = self.greet(&permit, card).await?;
+        let _charge = self.budget.charge(&permit, messages.len())?;
+        let messages = sites::evidence(messages).map_err(Refused::from)?;
+        // Else it would be handed back.
+        if ours.writes {
+            self.ciphering.hear(&messages).await;
+        }
+        Ok(Response::new(HandEvidenceResponse { card: Some(sites::wire_card(ours)) }))
     }
 
     async fn report_divergence(

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use kms_proto::v1::{
-    AdmitEpochRequest, AdmitEpochResponse, BlockLeft, DemoteRequest, DemoteResponse,
+    self, AdmitEpochRequest, AdmitEpochResponse, BlockLeft, DemoteRequest, DemoteResponse,
     EnrolPeerRequest, EnrolPeerResponse, FollowerStatus as WireFollower,
     FollowingStatus as WireFollowing, ForgetRevocationListRequest, ForgetRevocationListResponse,
     GetBlockSecretRotationRequest, GetBlockSecretRotationResponse, GetReadinessRequest,
@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::{
     in_order::{Answers, to_its_end},
-    site_keys::{begin, look, wire_rotation},
+    site_keys::{KekAsked, ask_kek, begin, look, look_at_kek, wire_rotation},
 };
 use crate::{
     ciphering::Floors,
@@ -51,7 +51,7 @@ use crate::{
         tls::in_use::Tls,
     },
     site_health::{Looks, SiteHealth, StoreFacts, StoreFault},
-    site_keys::BlockSecretRotation,
+    site_keys::{BlockSecretRotation, SiteKekRotation},
     store::StandbyLag,
     transmitting::Transmitting,
 };
@@ -91,6 +91,7 @@ pub(crate) struct SiteService {
     pub(crate) floors: Arc<Floors>,
     pub(crate) transmitting: Arc<Transmitting>,
     pub(crate) rotation: Arc<BlockSecretRotation>,
+    pub(crate) kek: Arc<SiteKekRotation>,
     pub(crate) recorder: Recorder,
     pub(crate) enroller: Arc<Enroller>,
     pub(crate) budget: Budget,
@@ -399,6 +400,37 @@ impl site_server::Site for SiteService {
         let _executing = self.figures.execute(Verb::GetBlockSecretRotation);
         let rotation = Some(look(&self.rotation).await?);
         Ok(Response::new(GetBlockSecretRotationResponse { rotation }))
+    }
+
+    async fn rotate_site_kek(
+        &self,
+        request: Request<v1::RotateSiteKekRequest>,
+    ) -> Result<Response<v1::RotateSiteKekResponse>, Status> {
+        let permit = Permit::of(&request, Verb::RotateSiteKek)?;
+        let call = self.recorder.call(&permit, &request);
+        let rotation = Some(ask_kek((&self.kek, &self.recorder, KekAsked::Rotate), call).await?);
+        Ok(Response::new(v1::RotateSiteKekResponse { rotation }))
+    }
+
+    async fn get_site_kek_rotation(
+        &self,
+        request: Request<v1::GetSiteKekRotationRequest>,
+    ) -> Result<Response<v1::GetSiteKekRotationResponse>, Status> {
+        Permit::of(&request, Verb::GetSiteKekRotation)?;
+        let _executing = self.figures.execute(Verb::GetSiteKekRotation);
+        let rotation = look_at_kek(&self.kek).await.map(Some)?;
+        Ok(Response::new(v1::GetSiteKekRotationResponse { rotation }))
+    }
+
+    async fn destroy_site_kek(
+        &self,
+        request: Request<v1::DestroySiteKekRequest>,
+    ) -> Result<Response<v1::DestroySiteKekResponse>, Status> {
+        let permit = Permit::of(&request, Verb::DestroySiteKek)?;
+        let call = self.recorder.call(&permit, &request);
+        let asked = KekAsked::Destroy(request.into_inner().kek_id);
+        let rotation = Some(ask_kek((&self.kek, &self.recorder, asked), call).await?);
+        Ok(Response::new(v1::DestroySiteKekResponse { rotation }))
     }
 }
 

@@ -41,9 +41,11 @@ pub(super) const BEGIN_ALONE: &str =
 pub(super) const fn begin(work: Work<'_>) -> &'static str {
     match work {
         Work::ChangeRole(_) => BEGIN_ALONE,
-        Work::Commit([]) | Work::PutPeer(_) | Work::PutApproval(_) | Work::PutDivergence(_) => {
-            BEGIN
-        }
+        Work::Commit([])
+        | Work::PutPeer(_)
+        | Work::PutApproval(_)
+        | Work::PutDivergence(_)
+        | Work::PutSiteKeks(_) => BEGIN,
         Work::Commit(_) | Work::Adopt(_) => BEGIN_IN_ROLE,
     }
 }

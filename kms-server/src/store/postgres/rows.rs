@@ -134,7 +134,7 @@ pub(super) async fn add_seals<'a>(
         .bind(versions)
         .bind(keks)
         .bind(sealed)
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await?;
     let mut left: BTreeMap<BlockNo, usize> = BTreeMap::new();
     for (block, _) in &seals {
@@ -143,9 +143,15 @@ pub(super) async fn add_seals<'a>(
     for row in &rows {
         *left.entry(BlockNo(number(row, 0)?)).or_default() -= 1;
     }
-    match left.into_iter().find(|(_, left)| *left > 0) {
-        Some((block, _)) => Err(StoreError::Rule { block, rule: rules::SEAL_ONCE }.into()),
-        None => Ok(()),
+    if let Some((block, _)) = left.into_iter().find(|(_, left)| *left > 0) {
+        return Err(StoreError::Rule { block, rule: rules::SEAL_ONCE }.into());
+    }
+    // Behind the rows: whoever closes a KEK waits for those who have added some, and who adds some later sees it.
+    let keks: Vec<&[u8]> = seals.iter().map(|(_, seal)| &seal.kek_id[..]).collect();
+    let closed = sqlx::query("SELECT 1 FROM closed_keks WHERE kek_id = ANY($1::bytea[]) LIMIT 1");
+    match (closed.bind(keks).fetch_optional(connection).await?, seals.first()) {
+        (Some(_), Some((block, _))) => Err(StoreError::Conflict(*block).into()),
+        _ => Ok(()),
     }
 }
 

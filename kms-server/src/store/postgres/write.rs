@@ -10,7 +10,7 @@ use super::{
     columns::{classify, number, position, signed},
     counters,
     failure::WriteError,
-    index, role,
+    index, keks, role,
     rows::{INSERT_HEADS, UPDATE_HEADS, add_seals, check_counts, notify, put_heads, put_records},
     sites, whole,
 };
@@ -116,6 +116,7 @@ pub(super) async fn work(
         Work::PutPeer(step) => sites::put_peer(connection, step).await,
         Work::PutApproval(step) => approvals::put(connection, step).await,
         Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,
+        Work::PutSiteKeks(step) => keks::put(connection, step).await,
     }
 }
 

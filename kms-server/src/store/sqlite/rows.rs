@@ -84,7 +84,8 @@ pub(super) async fn put_heads(
     Ok(())
 }
 
-/// Seals are few: they come with a new block or a new secret version.
+/// Seals are few: they come with a new block or a new secret version. One under a former site KEK is none: whoever made it
+/// learns of the new one, and decides anew.
 pub(super) async fn add_seals(
     connection: &mut SqliteConnection,
     seals: impl Iterator<Item = (BlockNo, &[SealedSecret])>,
@@ -103,9 +104,22 @@ pub(super) async fn add_seals(
             if done.rows_affected() != 1 {
                 return Err(StoreError::Rule { block, rule: rules::SEAL_ONCE }.into());
             }
+            refuse_closed(connection, block, seal).await?;
         }
     }
     Ok(())
+}
+
+async fn refuse_closed(
+    connection: &mut SqliteConnection,
+    block: BlockNo,
+    seal: &SealedSecret,
+) -> Result<(), WriteError> {
+    let closed = sqlx::query("SELECT 1 FROM closed_keks WHERE kek_id = ?").bind(&seal.kek_id[..]);
+    match closed.fetch_optional(connection).await? {
+        Some(_) => Err(StoreError::Conflict(block).into()),
+        None => Ok(()),
+    }
 }
 
 pub(super) async fn put_records(

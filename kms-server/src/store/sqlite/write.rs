@@ -9,7 +9,7 @@ use super::{
     columns::{number, signed},
     counters,
     failure::WriteError,
-    index,
+    index, keks,
     pieces::pieces,
     role,
     rows::{add_seals, check_counts, put_heads, put_records},
@@ -113,6 +113,7 @@ pub(super) async fn work(
         Work::PutPeer(step) => sites::put_peer(connection, step).await,
         Work::PutApproval(step) => approvals::put(connection, step).await,
         Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,
+        Work::PutSiteKeks(step) => keks::put(connection, step).await,
     }
 }
 

@@ -13,6 +13,7 @@ use crate::hsm::{
     pkcs11::{
         connection::{epoch::Proof, token::Pkcs11Token},
         failure::Failure,
+        keys::canary::Canaries,
     },
 };
 use kms_core::BlockSecret;
@@ -23,39 +24,60 @@ const LABEL: &[u8] = b"ami.kms block secret v1";
 
 impl BlockSeals for Pkcs11Token {
     fn seal(&self, place: &[u8], secret: &BlockSecret) -> Result<Vec<u8>, TokenError> {
-        let additional = [LABEL, place].concat();
-        self.call("seal a block secret", Proof::Site, |connection, session| {
-            let mut nonce = [0; NONCE_LEN];
-            self.module.random(session, &mut nonce)?;
-            let plain = secret.expose_block_secret_bytes();
-            let kek = connection.keks.site;
-            let gcm = Gcm { nonce: &nonce, additional: &additional, tag: Tag::Full };
-            let sealed = gcm.encrypt(session, kek, plain)?;
-            // Keys are acknowledged that only this seal brings back: it is opened first.
-            let opened = gcm
-                .decrypt(session, kek, &sealed)
-                .map_err(|failure| failure.of_own_work("a seal does not open"))?;
-            if !bool::from(opened.as_slice().ct_eq(plain)) {
-                return Err(Failure::garbled("a seal opens as another secret"));
-            }
-            Ok([&[VERSION][..], &nonce, &sealed].concat())
-        })
+        seal(self, &self.canaries(), place, secret)
     }
 
     fn open(&self, place: &[u8], sealed: &[u8]) -> Result<BlockSecret, TokenError> {
-        let (nonce, body) = parse(sealed)?;
-        let additional = [LABEL, place].concat();
-        let gcm = Gcm { nonce, additional: &additional, tag: Tag::Full };
-        self.call("open a block secret", Proof::Site, |connection, session| {
-            let plain = gcm.decrypt(session, connection.keks.site, body)?;
-            BlockSecret::fill_with(|bytes| {
-                let plain: &[u8; BlockSecret::LEN] =
-                    plain.as_slice().try_into().map_err(|_| Failure::from(Error::InvalidValue))?;
-                bytes.copy_from_slice(plain);
-                Ok(())
-            })
-        })
+        open(self, &self.canaries(), place, sealed)
     }
+}
+
+/// Seals under the site KEK that these canaries prove.
+pub(super) fn seal(
+    token: &Pkcs11Token,
+    canaries: &Canaries,
+    place: &[u8],
+    secret: &BlockSecret,
+) -> Result<Vec<u8>, TokenError> {
+    let additional = [LABEL, place].concat();
+    token.call("seal a block secret", Proof::Site, |connection, session| {
+        let mut nonce = [0; NONCE_LEN];
+        token.module.random(session, &mut nonce)?;
+        let plain = secret.expose_block_secret_bytes();
+        let kek = token.site_handle(connection, session, canaries)?;
+        let gcm = Gcm { nonce: &nonce, additional: &additional, tag: Tag::Full };
+        let sealed = gcm.encrypt(session, kek, plain)?;
+        // Keys are acknowledged that only this seal brings back: it is opened first.
+        let opened = gcm
+            .decrypt(session, kek, &sealed)
+            .map_err(|failure| failure.of_own_work("a seal does not open"))?;
+        if !bool::from(opened.as_slice().ct_eq(plain)) {
+            return Err(Failure::garbled("a seal opens as another secret"));
+        }
+        Ok([&[VERSION][..], &nonce, &sealed].concat())
+    })
+}
+
+/// Opens what was sealed under the site KEK that these canaries prove.
+pub(super) fn open(
+    token: &Pkcs11Token,
+    canaries: &Canaries,
+    place: &[u8],
+    sealed: &[u8],
+) -> Result<BlockSecret, TokenError> {
+    let (nonce, body) = parse(sealed)?;
+    let additional = [LABEL, place].concat();
+    let gcm = Gcm { nonce, additional: &additional, tag: Tag::Full };
+    token.call("open a block secret", Proof::Site, |connection, session| {
+        let kek = token.site_handle(connection, session, canaries)?;
+        let plain = gcm.decrypt(session, kek, body)?;
+        BlockSecret::fill_with(|bytes| {
+            let plain: &[u8; BlockSecret::LEN] =
+                plain.as_slice().try_into().map_err(|_| Failure::from(Error::InvalidValue))?;
+            bytes.copy_from_slice(plain);
+            Ok(())
+        })
+    })
 }
 
 fn parse(sealed: &[u8]) -> Result<(&[u8; NONCE_LEN], &[u8]), TokenError> {

@@ -56,7 +56,7 @@ impl Enrols for Pkcs11Token {
                 }
                 Err(Failure::garbled("a KEK wrapped by RSA-3072 has another length"))
             };
-            let canaries = &self.canaries;
+            let canaries = self.canaries();
             Ok(Ok(HandedKeks {
                 meter_kek: HandedKek {
                     id: canaries.meter_kek,

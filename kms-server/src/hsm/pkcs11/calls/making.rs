@@ -102,7 +102,7 @@ impl Pkcs11Token {
         if keks.iter().any(Option::is_none) {
             connection.prove(
                 objects.session,
-                &self.canaries,
+                &self.canaries(),
                 Proof::Unwrap(SealedKek::MeterKek),
             )?;
         }

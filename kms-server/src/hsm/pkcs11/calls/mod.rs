@@ -8,4 +8,5 @@ mod making;
 pub(super) mod oaep;
 mod sealed_file;
 pub(super) mod signing;
+mod site_keks;
 mod wrapped_keys;

@@ -145,7 +145,7 @@ impl Pkcs11Token {
         // same of a forged blob and of its own breakage (`Quirk::OneCodeForAll`). Then each is tried once
         // more: what is refused twice, by a token that is well in between, is no key.
         if !refused.is_empty() {
-            connection.prove(session, &self.canaries, Proof::Unwrap(SealedKek::Use))?;
+            connection.prove(session, &self.canaries(), Proof::Unwrap(SealedKek::Use))?;
         }
         for (at, key) in refused {
             let again = from.take(objects, key)?;

@@ -91,7 +91,7 @@ impl Pkcs11Token {
             });
         }
         if !doubtful.is_empty() {
-            connection.prove(session, &self.canaries, Proof::UseKey)?;
+            connection.prove(session, &self.canaries(), Proof::UseKey)?;
         }
         for (at, apdu) in doubtful {
             let again = match open(session, key, apdu) {

@@ -18,7 +18,7 @@ use crate::hsm::{
     pkcs11::{
         failure::Failure,
         keys::{
-            canary::{Canaries, Keks},
+            canary::{Canaries, Keks, KeyName},
             finding::find,
             template::{self, Kept, OurKey},
         },
@@ -34,7 +34,10 @@ pub(crate) struct Connection {
     /// The library's epoch at its birth. In any other, its handles may name other keys.
     pub(crate) epoch: u64,
     pub(crate) model: String,
+    /// The site KEK among them is the one of its beginning.
     pub(crate) keks: Keks,
+    /// The site KEKs that were found and proved.
+    sites: Mutex<Vec<(KeyName, ObjectHandle)>>,
     pub(crate) pool: Pool,
     pub(crate) holder: Mutex<Holder>,
     /// The private half of `transport-import`, once somebody imports.
@@ -95,6 +98,7 @@ impl Connection {
             epoch,
             model: info.model().to_owned(),
             keks,
+            sites: Mutex::new(vec![(canaries.site, keks.site)]),
             pool: Pool::new(pkcs11.clone(), slot, config.sessions_max),
             holder: Mutex::new(Holder::new(holder, config.unwrapped_keys_max)),
             import_key: OnceLock::new(),
@@ -109,7 +113,47 @@ impl Connection {
     /// Proves all three KEKs.
     pub(crate) fn prove_all(&self, session: &Session, canaries: &Canaries) -> Result<(), Failure> {
         self.count_objects(OBJECTS_PER_PROOF);
-        canaries.prove(session, &self.keks)
+        canaries.prove(session, &self.keks_of(canaries)?)
+    }
+
+    /// The KEKs that these prove. A site KEK that nobody has looked for in this connection is not there.
+    fn keks_of(&self, canaries: &Canaries) -> Result<Keks, Failure> {
+        let site = self.known_site_kek(&canaries.site).ok_or_else(|| {
+            Failure::Broken("the site KEK in use was not found in this connection".to_owned())
+        })?;
+        Ok(Keks { site, ..self.keks })
+    }
+
+    fn known_site_kek(&self, name: &KeyName) -> Option<ObjectHandle> {
+        lock(&self.sites).iter().find(|(known, _)| known == name).map(|(_, handle)| *handle)
+    }
+
+    /// The site KEK that these prove: found and proved, unless it is known.
+    pub(crate) fn site_kek(
+        &self,
+        library: &Library,
+        session: &Session,
+        canaries: &Canaries,
+    ) -> Result<ObjectHandle, Failure> {
+        if let Some(known) = self.known_site_kek(&canaries.site) {
+            return Ok(known);
+        }
+        let site = find_kek(library, session, OurKey::SiteKek, canaries)?;
+        let keks = Keks { site, ..self.keks };
+        // One wrong answer is the device's; two are another key.
+        match canaries.prove_site(session, &keks) {
+            Err(Failure::Unfit(_)) => canaries.prove_site(session, &keks)?,
+            outcome => outcome?,
+        }
+        let mut sites = lock(&self.sites);
+        sites.retain(|(known, _)| *known != canaries.site);
+        sites.push((canaries.site, site));
+        Ok(site)
+    }
+
+    /// It is destroyed.
+    pub(crate) fn forget_site_kek(&self, name: &KeyName) {
+        lock(&self.sites).retain(|(known, _)| known != name);
     }
 
     /// Counts session objects that were made, for `Quirk::LeaksObjects`.
@@ -134,7 +178,7 @@ impl Connection {
             self.count_objects(OBJECTS_PER_PROOF);
         }
         match proof {
-            Proof::Site => canaries.prove_site(session, &self.keks),
+            Proof::Site => canaries.prove_site(session, &self.keks_of(canaries)?),
             Proof::Unwrap(SealedKek::MeterKek) => canaries.prove_meter_kek(session, &self.keks),
             Proof::Unwrap(SealedKek::Use) => {
                 let key = canaries.unwrap_use_key(session, &self.keks)?;

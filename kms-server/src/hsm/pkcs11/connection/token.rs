@@ -7,7 +7,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, RwLockReadGuard, Weak,
+        Arc, Mutex, RwLock, RwLockReadGuard, Weak,
         atomic::{AtomicU64, Ordering},
     },
     thread,
@@ -19,7 +19,7 @@ use cryptoki::session::Session;
 use super::{
     epoch::{Connection, Proof},
     library::{Gate, Library},
-    lock::lock,
+    lock::{lock, read, write},
 };
 use crate::hsm::{
     Config, Device, TokenError, TokenStatus,
@@ -47,8 +47,11 @@ const OBJECTS_PER_EPOCH_MAX: u64 = 500_000;
 /// A token behind a PKCS #11 library.
 pub struct Pkcs11Token {
     pub(crate) config: Config,
-    pub(crate) canaries: Canaries,
     pub(crate) module: Arc<Library>,
+    /// The site KEKs in use, each beside the sealed KEKs: the first one is what seals are made under.
+    keks: RwLock<Vec<Arc<Canaries>>>,
+    /// What it was connected with.
+    first: Arc<Canaries>,
     link: Mutex<Link>,
     known: Mutex<Known>,
     calls: AtomicU64,
@@ -130,8 +133,9 @@ impl Pkcs11Token {
         };
         Ok(Self {
             config,
-            canaries,
             module: library,
+            first: Arc::new(canaries.clone()),
+            keks: RwLock::new(vec![Arc::new(canaries)]),
             link: Mutex::new(Link {
                 connection: Some(connection),
                 tried: None,
@@ -140,6 +144,21 @@ impl Pkcs11Token {
             known: Mutex::new(known),
             calls: AtomicU64::new(0),
         })
+    }
+
+    /// The proofs of the KEKs in use.
+    pub(crate) fn canaries(&self) -> Arc<Canaries> {
+        read(&self.keks).first().map_or_else(|| Arc::clone(&self.first), Arc::clone)
+    }
+
+    /// The same of each site KEK that seals are opened under.
+    pub(crate) fn site_keks(&self) -> Vec<Arc<Canaries>> {
+        read(&self.keks).clone()
+    }
+
+    /// These from now on.
+    pub(crate) fn take_site_keks(&self, keks: Vec<Arc<Canaries>>) {
+        *write(&self.keks) = keks;
     }
 
     /// Carries out `work` in a session of the pool.
@@ -168,7 +187,7 @@ impl Pkcs11Token {
                     return Ok(done);
                 }
                 Err(Failure::Doubtful(error)) => {
-                    match connection.prove(session, &self.canaries, proof) {
+                    match connection.prove(session, &self.canaries(), proof) {
                         Ok(()) if doubted => Failure::Data(error),
                         Ok(()) => {
                             doubted = true;
@@ -260,7 +279,7 @@ impl Pkcs11Token {
         }
         let gate = self.module.enter();
         let connection =
-            Arc::new(Connection::open(&self.module, &self.config, &self.canaries, gate.epoch)?);
+            Arc::new(Connection::open(&self.module, &self.config, &self.canaries(), gate.epoch)?);
         let mut known = lock(&self.known);
         known.model.clone_from(&connection.model);
         known.epoch = connection.epoch;
@@ -342,7 +361,9 @@ impl Device for Pkcs11Token {
                 if has_leaked_enough(&self.config, connection.objects_made()) {
                     return Err(Failure::Broken("its library has leaked enough".to_owned()));
                 }
-                connection.prove_all(session, &self.canaries)
+                let canaries = self.canaries();
+                connection.site_kek(&self.module, session, &canaries)?;
+                connection.prove_all(session, &canaries)
             })
         };
         // The first failure ends the epoch, the second attempt begins a new one.
@@ -356,7 +377,7 @@ impl Device for Pkcs11Token {
         TokenStatus {
             label: self.config.token_label.clone(),
             model: known.model.clone(),
-            site_kek_id: self.canaries.site,
+            site_kek_id: self.canaries().site,
             connection_epoch: known.epoch,
             calls: self.calls.load(Ordering::Relaxed),
             fault: known.fault.clone(),

@@ -192,6 +192,27 @@ impl Canaries {
         tried.is_ok()
     }
 
+    /// The same sealed KEKs beside another site KEK, whose canary is made and proved.
+    pub(crate) fn with_site_kek(
+        &self,
+        library: &Library,
+        session: &Session,
+        (handle, name): (ObjectHandle, KeyName),
+    ) -> Result<Self, Failure> {
+        // Of these a canary of the site KEK takes that one alone.
+        let keks = Keks { site: handle, meter_kek: handle, use_kek: handle };
+        let (site_nonce, site_sealed, site_answer) = site_canary(library, session, &keks)?;
+        let canaries = Self { site: name, site_nonce, site_sealed, site_answer, ..self.clone() };
+        canaries.prove_site(session, &keks)?;
+        Ok(canaries)
+    }
+
+    /// Whether they prove the same sealed KEKs as those.
+    pub(crate) fn has_sealed_keks_of(&self, other: &Self) -> bool {
+        let sealed = |it: &Self| (it.sealed_born, it.meter_kek, it.use_kek, it.encode_sealed());
+        sealed(self) == sealed(other)
+    }
+
     /// The name of one of the KEKs; `None` for other keys.
     pub(crate) fn name_of(&self, key: OurKey) -> Option<KeyName> {
         match key {

@@ -45,7 +45,7 @@ pub fn probe(
 impl Pkcs11Token {
     /// [`probe`] of this token, with its own canaries.
     pub fn probe(&self, depth: ProbeDepth) -> Result<ProbeReport, TokenError> {
-        probe(&self.config, Some(&self.canaries), depth)
+        probe(&self.config, Some(&self.canaries()), depth)
     }
 }
 

@@ -35,12 +35,13 @@ fn expected(role: Role, verb: Verb) -> bool {
         }
         Role::Auditor => {
             use Verb::{
-                GetBlockSecretRotation, GetReadiness, ListApprovals, ListDivergence, PlanPromotion,
+                GetBlockSecretRotation, GetReadiness, GetSiteKekRotation, ListApprovals,
+                ListDivergence, PlanPromotion,
             };
             service == "Audit"
                 || looks(verb)
                 || matches!(verb, ListApprovals | ListDivergence | GetReadiness | PlanPromotion)
-                || verb == GetBlockSecretRotation
+                || matches!(verb, GetBlockSecretRotation | GetSiteKekRotation)
         }
         Role::Node => service == "Nodes",
         Role::Peer => service == "Replication" || verb == Verb::GetStatus,

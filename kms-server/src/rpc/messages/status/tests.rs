@@ -90,6 +90,7 @@ fn only_what_can_pass_later_says_so() {
             Some(7_001),
         ),
         (Refused::SecondToken("s".into()), "FAILED_PRECONDITION SECOND_TOKEN", None),
+        (Refused::SiteKek("s".into()), "FAILED_PRECONDITION SITE_KEK", None),
     ];
     for (at, (refused, said, after_ms)) in rows.into_iter().enumerate() {
         assert_eq!(number(&refused), at, "{refused:?}");
@@ -160,6 +161,7 @@ fn number(refused: &Refused) -> usize {
         Refused::MadeElsewhere { .. } => 45,
         Refused::TooManyTriages { .. } => 46,
         Refused::SecondToken(_) => 47,
+        Refused::SiteKek(_) => 48,
     }
 }
 
