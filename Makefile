@@ -16,7 +16,7 @@ COUNTERS ?= 100000000
 
 .DEFAULT_GOAL := help
 .PHONY: adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop interop-meter handbook
-.PHONY: site-keys-drill adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: rotation-drill site-keys-drill adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -69,6 +69,11 @@ KILLS ?= 100
 site-keys-drill: ## Rotate block secrets, then the site KEK, over KEYS meters while the server is killed KILLS times each
 	$(CARGO) build --locked --workspace --bins
 	SITE_KEYS_KEYS=$(KEYS) SITE_KEYS_KILLS=$(KILLS) $(CARGO) nextest run --locked --workspace --test site_keys --no-capture
+
+METERS ?= 10000
+DIALECTS ?= two
+rotation-drill: build ## Campaigns over simulated meters: DIALECTS (one, two, all) times every cut, then METERS (10000) in a storm by SEED (1)
+	METERS=$(METERS) DIALECTS=$(DIALECTS) SEED=$(SEED) $(CARGO) nextest run --locked --workspace --test rotation_drill --no-capture
 
 fuzz: ## Fuzz the APDU parser, FUZZ_SECONDS (60) a target; wants cargo-fuzz and a nightly compiler
 	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \
