@@ -20,7 +20,7 @@ use crate::stubs;
 
 pub use kms_core::campaign::Status as CampaignStatus;
 pub use kms_core::campaign::row::{
-    Action as WorkAction, Outcome as TransportOutcome, Phase as MemberState,
+    Action as WorkAction, Outcome as TransportOutcome, Phase as CampaignMemberState,
 };
 pub use policy::{CampaignPolicy, CampaignStart, CampaignWindow, MeterSelection};
 pub use view::{
@@ -35,7 +35,7 @@ pub struct MembersOf {
     /// The campaign.
     pub name: String,
     /// Only those in this state.
-    pub state: Option<MemberState>,
+    pub state: Option<CampaignMemberState>,
     /// Only those that may hold a key that they have not shown.
     pub exposed: bool,
     /// At most so many; `None`: all.

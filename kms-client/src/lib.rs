@@ -116,8 +116,8 @@ pub use audit::{
 };
 pub use call::{CallError, ConnectError, ProtocolError};
 pub use campaigns::{
-    Campaign, CampaignLabel, CampaignMember, CampaignPolicy, CampaignProgress, CampaignStart,
-    CampaignStarted, CampaignStatus, CampaignWindow, KeyPair, KeyTried, LeftOut, MemberState,
+    Campaign, CampaignLabel, CampaignMember, CampaignMemberState, CampaignPolicy, CampaignProgress,
+    CampaignStart, CampaignStarted, CampaignStatus, CampaignWindow, KeyPair, KeyTried, LeftOut,
     MembersOf, MeterRotation, MeterSelection, NextAction, TakenWork, TransportOutcome, Work,
     WorkAction, WorkReport, WorkVerdict,
 };

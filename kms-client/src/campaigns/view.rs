@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::policy::{CampaignPolicy, optional};
 use super::work::KeyPair;
-use super::{CampaignStatus, MemberState, MembersOf, TransportOutcome, said, there, time};
+use super::{CampaignMemberState, CampaignStatus, MembersOf, TransportOutcome, said, there, time};
 use crate::call::{CallError, ProtocolError};
 use crate::meter::{KeyInfo, numbered, title};
 use crate::names::title_hex;
@@ -134,7 +134,7 @@ pub struct CampaignMember {
     /// Its label.
     pub label: String,
     /// How far it is.
-    pub state: MemberState,
+    pub state: CampaignMemberState,
     /// One of the first of its label.
     pub canary: bool,
     /// It may hold a key that it has not shown.

@@ -69,6 +69,8 @@ pub enum Purpose {
     Hls,
     /// A message for a broadcast group: some of its members may use a key that is staged.
     Broadcast,
+    /// A read that finds out which keys a meter holds.
+    Probe,
 }
 
 /// A wish for a counter.

@@ -83,18 +83,6 @@ impl Records {
         self.opener.resident.blocks()
     }
 
-    /// The facts of a kind that a block has, verified with all of it. One that is damaged is none.
-    pub async fn facts_of(&self, block: BlockNo, kind: u8) -> Result<Vec<Fact>, KeyringError> {
-        let (_, verified) = self.opener.verified(block).await?;
-        let of_kind = verified.authentic().filter(|it| it.key.as_bytes().first() == Some(&kind));
-        Ok(of_kind
-            .filter_map(|it| match Record::decode(&it.body) {
-                Ok(Record::Fact(fact)) if fact.name().kind == kind => Some(fact),
-                _ => None,
-            })
-            .collect())
-    }
-
     /// The meters of a block, verified with all of it. One that can't be read is left out.
     pub async fn meters_of(&self, block: BlockNo) -> Result<Vec<MeterRecord>, KeyringError> {
         let (_, verified) = self.opener.verified(block).await?;
@@ -126,11 +114,6 @@ impl Records {
     ) -> Result<Vec<Option<Record>>, KeyringError> {
         let (_, verified) = self.opener.verified(block).await?;
         Ok(keys.iter().map(|key| verified.stands(key).unwrap_or(None)).collect())
-    }
-
-    /// The number of the domain's blocks.
-    pub fn blocks(&self) -> u32 {
-        self.opener.resident.blocks().get()
     }
 
     /// Whether the domain has a block of this number.

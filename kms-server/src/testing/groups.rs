@@ -160,8 +160,13 @@ pub(super) async fn transfer(
     (n, kind): (u64, KeyKind),
     gak: &[u8],
 ) -> Vec<u8> {
-    let wanted =
-        Sending { place: place(kind), pair: None, invoke_id_and_priority: 0xC1, form: None };
+    let wanted = Sending {
+        place: place(kind),
+        pair: None,
+        invoke_id_and_priority: 0xC1,
+        form: None,
+        lease: 0,
+    };
     let meter = MeterId::new(&id(n)).unwrap();
     let outgoing = on.next_transfer(&call("Rotation/NextTransfer"), &meter, &wanted).await.unwrap();
     let plain = Plain {

@@ -85,11 +85,13 @@ impl Choice {
         match (self.version, self.purpose) {
             (0, Purpose::Traffic | Purpose::Broadcast) => protects,
             // What was compromised carries the transfer of its successor, where nothing is preferred.
-            (0, Purpose::KeyTransfer | Purpose::Hls) => protects || compromised,
+            (0, Purpose::KeyTransfer | Purpose::Hls | Purpose::Probe) => protects || compromised,
             (named, Purpose::Traffic) => named == candidate.version && active,
             // Members of a group use it that were brought it already, and have not said so.
             (named, Purpose::Broadcast) => named == candidate.version && carries && !compromised,
-            (named, Purpose::KeyTransfer | Purpose::Hls) => named == candidate.version && carries,
+            (named, Purpose::KeyTransfer | Purpose::Hls | Purpose::Probe) => {
+                named == candidate.version && carries
+            }
         }
     }
 }

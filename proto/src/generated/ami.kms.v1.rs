@@ -1823,6 +1823,9 @@ pub enum CounterPurpose {
     Hls = 3,
     /// A broadcast: also under a broadcast key that is staged, since some members of its group may use it already.
     Broadcast = 4,
+    /// A read that finds out which keys a meter holds: clock, logical device name, invocation counter, or a security setup's
+    /// policy or suite (get-request-normal, no selection). As HLS, under any key that the meter may hold.
+    Probe = 5,
 }
 impl CounterPurpose {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1836,6 +1839,7 @@ impl CounterPurpose {
             Self::KeyTransfer => "COUNTER_PURPOSE_KEY_TRANSFER",
             Self::Hls => "COUNTER_PURPOSE_HLS",
             Self::Broadcast => "COUNTER_PURPOSE_BROADCAST",
+            Self::Probe => "COUNTER_PURPOSE_PROBE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1846,6 +1850,7 @@ impl CounterPurpose {
             "COUNTER_PURPOSE_KEY_TRANSFER" => Some(Self::KeyTransfer),
             "COUNTER_PURPOSE_HLS" => Some(Self::Hls),
             "COUNTER_PURPOSE_BROADCAST" => Some(Self::Broadcast),
+            "COUNTER_PURPOSE_PROBE" => Some(Self::Probe),
             _ => None,
         }
     }

@@ -130,10 +130,8 @@ impl Drill {
         match campaign.status() {
             CampaignStatus::Finished => return true,
             CampaignStatus::Paused => {
-                let request = v1::ResumeCampaignRequest {
-                    name: self.campaign.clone(),
-                    retry_failed: false,
-                };
+                let request =
+                    v1::ResumeCampaignRequest { name: self.campaign.clone(), retry_failed: false };
                 let resumed = within(self.sites.people().resume_campaign(request)).await;
                 self.seen.resumed += u64::from(resumed.is_ok());
             }
@@ -252,7 +250,8 @@ impl Drill {
             let wanted = |early: bool, acts: &[Act]| -> Vec<(usize, u64, KeyPair)> {
                 let acts = acts.iter().enumerate().filter(|(_, act)| act.is(WorkAction::Probe));
                 let some = acts.filter(|(_, act)| (round == 0 && act.is_struck_early()) == early);
-                let pair = |(at, act): (usize, &Act)| Some((at, act.n, *act.work.pairs.get(round)?));
+                let pair =
+                    |(at, act): (usize, &Act)| Some((at, act.n, *act.work.pairs.get(round)?));
                 some.filter_map(pair).collect()
             };
             let mut sent = protect(self.sites.ciphering(), wanted(false, acts)).await;

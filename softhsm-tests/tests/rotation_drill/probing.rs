@@ -54,7 +54,7 @@ pub(crate) async fn asked(
 ) -> Vec<Option<Bytes>> {
     let plain = GET.write();
     let named = pair.encryption_key_version > 0;
-    let purpose = if named { v1::CounterPurpose::KeyTransfer } else { v1::CounterPurpose::Traffic };
+    let purpose = if named { v1::CounterPurpose::Probe } else { v1::CounterPurpose::Traffic };
     let batch = v1::PlainBatch {
         apdus: plain.repeat(meters.len()).into(),
         lengths: vec![plain.len() as u32; meters.len()],
@@ -163,6 +163,8 @@ impl Drill {
                     form: v1::CipheringForm::Glo as i32,
                     protection: v1::ApduProtection::AuthenticatedEncrypted as i32,
                 }),
+                encryption_key_version: 0,
+                authentication_key_version: 0,
             };
             let answer = within(self.sites.ciphering().answer_hls_challenge(request)).await;
             let apdu = answer.ok().map(|it| it.apdu).filter(|it| !it.is_empty());
@@ -183,6 +185,8 @@ impl Drill {
                 association: open.association,
                 answer: Bytes::new(),
                 apdu: own.clone().into(),
+                encryption_key_version: 0,
+                authentication_key_version: 0,
             };
             match within(self.sites.ciphering().verify_hls_answer(request)).await {
                 Ok(reply) if reply.verdict() == Verdict::Ok => self.seen.associations += 1,

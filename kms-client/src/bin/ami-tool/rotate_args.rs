@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use kms_client::{
-    CampaignPolicy, CampaignWindow, KeyCarrier, KeyKind, MemberState, MeterId, MeterSelection,
+    CampaignMemberState, CampaignPolicy, CampaignWindow, KeyCarrier, KeyKind, MeterId,
+    MeterSelection,
 };
 
 use crate::key_args::Form;
@@ -208,16 +209,16 @@ pub(crate) enum State {
 }
 
 impl State {
-    pub(crate) fn wanted(self) -> MemberState {
+    pub(crate) fn wanted(self) -> CampaignMemberState {
         match self {
-            Self::Waiting => MemberState::Waiting,
-            Self::Staged => MemberState::Staged,
-            Self::Sent => MemberState::Sent,
-            Self::Proved => MemberState::Proved,
-            Self::Done => MemberState::Done,
-            Self::Failed => MemberState::Failed,
-            Self::Skipped => MemberState::Skipped,
-            Self::Left => MemberState::Left,
+            Self::Waiting => CampaignMemberState::Waiting,
+            Self::Staged => CampaignMemberState::Staged,
+            Self::Sent => CampaignMemberState::Sent,
+            Self::Proved => CampaignMemberState::Proved,
+            Self::Done => CampaignMemberState::Done,
+            Self::Failed => CampaignMemberState::Failed,
+            Self::Skipped => CampaignMemberState::Skipped,
+            Self::Left => CampaignMemberState::Left,
         }
     }
 }

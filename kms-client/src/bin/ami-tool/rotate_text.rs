@@ -194,7 +194,7 @@ pub(crate) fn tried(one: &KeyTried) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use kms_client::{KeyKind, MemberState, SystemTitle, TransportOutcome};
+    use kms_client::{CampaignMemberState, KeyKind, SystemTitle, TransportOutcome};
 
     use super::*;
 
@@ -248,7 +248,7 @@ pub(crate) mod tests {
             meter_id: "m-1".into(),
             system_title: SystemTitle::new([0x4D; 8]),
             label: "MMM".into(),
-            state: MemberState::Failed,
+            state: CampaignMemberState::Failed,
             canary: true,
             exposed: true,
             unreachable: false,

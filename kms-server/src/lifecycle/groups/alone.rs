@@ -69,7 +69,7 @@ impl Lifecycle {
             );
             return LifecycleError::Refused(refusal(RefusalCode::GroupKey, reason));
         }
-        let members = match self.named(group).await {
+        let members = match self.members_named(group).await {
             Ok(members) => members,
             // Without its members' names it is refused all the same.
             Err(_) => "its members can't be read now".to_owned(),
@@ -82,7 +82,7 @@ impl Lifecycle {
         LifecycleError::Refused(refusal(RefusalCode::BreaksBroadcast, reason))
     }
 
-    async fn named(&self, name: &GroupName) -> Result<String, LifecycleError> {
+    async fn members_named(&self, name: &GroupName) -> Result<String, LifecycleError> {
         let group = self.group(name).await?;
         let first = group.members.get(..NAMED_MAX.min(group.members.len())).unwrap_or_default();
         let mut names = Vec::with_capacity(first.len());

@@ -124,7 +124,7 @@ impl Lifecycle {
         &self,
         from: BlockNo,
     ) -> Result<(Vec<Group>, Option<BlockNo>), LifecycleError> {
-        let end = self.records.blocks().min(from.0.saturating_add(GROUPS_BLOCKS_A_PAGE));
+        let end = self.records.blocks().get().min(from.0.saturating_add(GROUPS_BLOCKS_A_PAGE));
         let mut groups = Vec::new();
         for block in from.0..end {
             for fact in self.records.facts_of(BlockNo(block), FactName::GROUP).await? {
@@ -133,6 +133,6 @@ impl Lifecycle {
                 groups.extend(alive(Some(fact), &name));
             }
         }
-        Ok((groups, (end < self.records.blocks()).then_some(BlockNo(end))))
+        Ok((groups, (end < self.records.blocks().get()).then_some(BlockNo(end))))
     }
 }

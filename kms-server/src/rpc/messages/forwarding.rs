@@ -77,6 +77,7 @@ fn protecting(item: &Plain<'_>) -> Protecting {
         Purpose::KeyTransfer => CounterPurpose::KeyTransfer,
         Purpose::Hls => CounterPurpose::Hls,
         Purpose::Broadcast => CounterPurpose::Broadcast,
+        Purpose::Probe => CounterPurpose::Probe,
     };
     Protecting {
         security_setup: item.setup.0.into(),

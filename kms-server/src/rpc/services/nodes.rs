@@ -67,7 +67,7 @@ impl NodesService {
         }
         // One hop: what is not held here is refused, by the holder's name.
         let claimed = match permit.verb() {
-            Verb::NextTransfer => None,
+            Verb::NextTransfer | Verb::EncryptBroadcast => None,
             _ => refuse_claimed(&items),
         };
         let protected = match claimed {
