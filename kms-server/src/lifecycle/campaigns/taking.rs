@@ -210,7 +210,10 @@ impl Lifecycle {
         (policy, name): (&Policy, &str),
     ) -> (Vec<Ready>, String) {
         let now_ms = self.clock.unix_ms();
-        let looks = rows.into_iter().map(|row| self.looked_at(row, policy));
+        let mut looks = Vec::with_capacity(rows.len());
+        for row in rows {
+            looks.push(self.looked_at(row, policy));
+        }
         let mut looked: Vec<Looked> = stream::iter(looks).buffered(AT_ONCE).collect().await;
         let (mut wanted, mut of) = (Vec::new(), Vec::new());
         for (index, one) in looked.iter().enumerate() {

@@ -70,7 +70,10 @@ impl Lifecycle {
             let asked = self.places(wanted, &turn).await;
             // One asker of the other site at a time: it sends others away.
             let proving = Mutex::new(());
-            let groups = asked.chunks(GROUP).map(|group| self.stage_group(call, group, &proving));
+            let mut groups = Vec::new();
+            for group in asked.chunks(GROUP) {
+                groups.push(self.stage_group(call, group, &proving));
+            }
             let mut groups = stream::iter(groups).buffered(AT_ONCE);
             while let Some(known) = groups.next().await {
                 outcomes.extend(known);
