@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod door;
+mod door_keks;
 mod enrolling;
 mod error;
 mod figures;
@@ -14,7 +15,6 @@ pub mod memory;
 pub mod pkcs11;
 mod rsa_key;
 mod sharing;
-mod site_keks;
 mod taking;
 mod terms;
 mod traits;
@@ -27,9 +27,10 @@ pub use import_key::ImportKey;
 pub use making::{KeyLen, MADE_PER_CALL_MAX, Made, MakeKeys, NewKey, NotMade, WantedKey};
 pub use rsa_key::{NotAnRsaKey, NotWrapped, RsaKey};
 pub use sharing::ShareKey;
-pub use site_keks::SiteKeks;
 pub use taking::{
     KEYS_PER_CALL_MAX, LockedKey, NotAKey, SealedValue, StoreUnder, TakeKeys, Taken, TakenKey,
 };
 pub use terms::{GcmOpen, NotAuthentic, TokenStatus, WrappedKey};
-pub use traits::{BlockSeals, Device, Enrols, ImportsKeys, MakesKeys, SealedKeys, Signs, Token};
+pub use traits::{
+    BlockSeals, Device, Enrols, ImportsKeys, MakesKeys, SealedKeys, Signs, SiteKeks, Token,
+};

@@ -24,6 +24,7 @@ mod making;
 mod mending;
 mod opening;
 mod overview;
+mod own_seals;
 mod owners;
 mod patrol;
 mod peer_tokens;
