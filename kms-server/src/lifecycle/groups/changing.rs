@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::showing::GroupMember;
+use super::{alone::and_more, showing::GroupMember};
 use crate::{
     keyring::Change,
     lifecycle::{
@@ -12,7 +12,7 @@ use crate::{
     },
 };
 use kms_core::{
-    BlockNo, KeyKind, MeterId, Record, RecordKey, RefusalCode,
+    BlockNo, Fingerprint, KeyKind, MeterId, Record, RecordKey, RefusalCode, SystemTitle,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
     block::BlockMark,
     fact::{Fact, FactName, Group, GroupName, ValueStage},
@@ -47,6 +47,11 @@ pub(super) fn entry_of(
 ) -> AuditEntry {
     let subject = Subject { block: Some(block), ..Subject::NONE };
     call.entry(now_ms, subject, AuditOutcome::Done).with(Detail::Group, name.number())
+}
+
+/// A meter, for the audit log.
+pub(super) fn subject_of(id: Option<&MeterId>, title: SystemTitle, block: BlockNo) -> Subject {
+    Subject { meter_id: id.cloned(), system_title: Some(title), block: Some(block) }
 }
 
 impl Lifecycle {
@@ -150,10 +155,7 @@ impl Lifecycle {
         left_out: &BTreeSet<MeterId>,
     ) -> Result<(Group, Vec<BlockMark>), LifecycleError> {
         let view = self.show_group(name).await?;
-        let target = view.group.rotating(kind).map(|value| value.fingerprint);
-        let target = target.ok_or_else(|| {
-            group_state(format!("no rotation of the {kind} of group {name} is under way"))
-        })?;
+        let target = target_of(&view.group, kind)?;
         let behind = view.members.iter().filter(|member| !member.is_confirmed(kind));
         check_named(behind, left_out)?;
         let roll = view.group.members.clone();
@@ -166,14 +168,30 @@ impl Lifecycle {
             group.settle(kind);
             Ok(group)
         };
-        match self.step_group(call, name, &step).await {
-            // Another one was faster: he sees what it is now.
-            Err(LifecycleError::Busy) => {
-                Err(group_state(format!("group {name} was changed meanwhile: look again")))
-            }
-            done => done,
-        }
+        // Another one was faster: he sees what it is now.
+        let moved = || group_state(format!("group {name} was changed meanwhile: look again"));
+        self.step_group(call, name, &step).await.map_err(|error| match error {
+            LifecycleError::Busy => moved(),
+            error => error,
+        })
     }
+}
+
+/// The value that members are being brought to.
+fn target_of(group: &Group, kind: KeyKind) -> Result<Fingerprint, LifecycleError> {
+    let name = &group.name;
+    let none = || group_state(format!("no rotation of the {kind} of group {name} is under way"));
+    group.rotating(kind).map(|value| value.fingerprint).ok_or_else(none)
+}
+
+/// A member's name; its title, where nobody can say its name.
+fn name_of(member: &GroupMember) -> String {
+    member.meter_id.as_ref().map_or_else(|| member.title.to_string(), MeterId::to_string)
+}
+
+fn list(names: &[&String]) -> String {
+    let named: Vec<&str> = names.iter().take(16).map(|name| name.as_str()).collect();
+    format!("{}{}", named.join(", "), and_more(names.len(), named.len()))
 }
 
 /// Whether exactly these were named.
@@ -181,31 +199,20 @@ fn check_named<'m>(
     behind: impl Iterator<Item = &'m GroupMember>,
     left_out: &BTreeSet<MeterId>,
 ) -> Result<(), LifecycleError> {
-    let name = |member: &GroupMember| {
-        member.meter_id.as_ref().map_or_else(|| member.title.to_string(), MeterId::to_string)
-    };
-    let behind: BTreeSet<String> = behind.map(name).collect();
+    let behind: BTreeSet<String> = behind.map(name_of).collect();
     let said: BTreeSet<String> = left_out.iter().map(MeterId::to_string).collect();
     if behind == said {
         return Ok(());
     }
-    let list = |names: Vec<&String>| {
-        let named: Vec<&str> = names.iter().take(16).map(|name| name.as_str()).collect();
-        let more = match names.len().saturating_sub(named.len()) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        format!("{}{more}", named.join(", "))
-    };
     let missing: Vec<&String> = behind.difference(&said).collect();
     let reason = match missing.is_empty() {
         false => format!(
             "members that have not confirmed the key would hear no broadcast, and are not named as left out: {}",
-            list(missing)
+            list(&missing)
         ),
         true => format!(
             "these have confirmed the key, or are no members, and are not left out: {}",
-            list(said.difference(&behind).collect())
+            list(&said.difference(&behind).collect::<Vec<_>>())
         ),
     };
     Err(LifecycleError::Refused(refusal(RefusalCode::MembersNotNamed, reason)))

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use prost::Message as _;
 
-use super::about::{About, line, read, subject};
+use super::{
+    about::{About, line, read, subject},
+    group_summary::about_group,
+};
 use crate::rpc::access::verb::{Verb, of_groups};
 use kms_core::{enrolment::request::SignedRequest, wire::sealed::HEADER_BYTES_MAX};
 use kms_proto::v1::{
@@ -35,7 +38,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::DestroyKey
         | Verb::RestoreKey
         | Verb::SetLegalHold => super::key_summary::about_key(verb, message),
-        of_groups!() => super::group_summary::about_group(verb, message),
+        of_groups!() => about_group(verb, message),
         Verb::GetMeter => read(message, shown),
         Verb::ListMeters => read(message, listed),
         Verb::DeleteMeter => read(message, deleted),
@@ -56,8 +59,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::GetReadiness
         | Verb::GetBlockSecretRotation
         | Verb::PlanPromotion => About::default(),
-        // Read by `import_call`, which knows how far; the others are never for two people, see
-        // `Verb::may_need_two_people`.
+        // Read by `import_call`; the others are never for two people, see `Verb::may_need_two_people`.
         Verb::Decrypt
         | Verb::DecryptBatch
         | Verb::DecryptStream
