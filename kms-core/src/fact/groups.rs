@@ -41,12 +41,6 @@ impl GroupName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-
-    /// Its number in the audit log: the beginning of the hash over it.
-    pub fn number(&self) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = super::FactName::of_group(self).name;
-        u64::from_be_bytes([a, b, c, d, e, f, g, h])
-    }
 }
 
 impl fmt::Display for GroupName {

@@ -6,10 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     AT_ONCE, PER_CALL_MAX,
     alone::{group_of, membership_of},
-    changing::{alive, subject_of},
-    leaving::withdraw_one,
-    rotating::len_of,
     showing::GroupView,
+    steps::{alive, len_of, put, subject_of, withdraw_one},
 };
 use crate::{
     keyring::{Change, KeyToMake, KeyToShare, MadeValue},
@@ -24,7 +22,7 @@ use kms_core::{
     BlockNo, MeterId, MeterRecord, Protection, Record, RecordKey, RefusalCode, SystemTitle,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail},
     counters::Line,
-    fact::{Fact, FactName, Group, GroupValue},
+    fact::{FactName, Group, GroupValue},
     life::{
         choosing::Place,
         grouping::{MemberState, holding, state_of},
@@ -119,7 +117,7 @@ impl Errand<'_> {
             .with(Detail::KeyKind, self.value.kind as u64)
             .with(Detail::SecuritySetup, self.group.setup.0.into())
             .with(Detail::KeyVersion, version.into())
-            .with(Detail::Group, self.group.name.number());
+            .with(Detail::Group, FactName::of_group(&self.group.name).number());
         match self.allow_unreplicated {
             true => entry.with(Detail::WithoutProof, 1),
             false => entry,
@@ -362,18 +360,6 @@ impl Lifecycle {
             titles.iter().map(|title| self.records.block_of(title)).collect();
         blocks.into_iter().collect()
     }
-}
-
-/// Stages a record in its block.
-pub(super) fn put(changes: &mut [Change], block: BlockNo, record: Record) {
-    if let Some(change) = changes.iter_mut().find(|change| change.block() == block) {
-        change.put(record);
-    }
-}
-
-/// Stages a fact in its block.
-pub(super) fn put_fact(changes: &mut [Change], block: BlockNo, fact: Fact) {
-    put(changes, block, Record::Fact(fact));
 }
 
 fn no_value(errand: &Errand<'_>) -> LifecycleError {

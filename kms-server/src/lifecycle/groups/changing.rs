@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{alone::and_more, showing::GroupMember};
+use super::{
+    alone::and_more,
+    showing::GroupMember,
+    steps::{alive, entry_of, group_state},
+};
 use crate::{
     keyring::Change,
     lifecycle::{
@@ -12,8 +16,8 @@ use crate::{
     },
 };
 use kms_core::{
-    BlockNo, Fingerprint, KeyKind, MeterId, Record, RecordKey, RefusalCode, SystemTitle,
-    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
+    BlockNo, Fingerprint, KeyKind, MeterId, Record, RecordKey, RefusalCode,
+    audit::AuditedCall,
     block::BlockMark,
     fact::{Fact, FactName, Group, GroupName, ValueStage},
 };
@@ -21,38 +25,6 @@ use kms_core::{
 /// What becomes of a group's record.
 pub(super) type Step<'a> =
     dyn Fn(Option<Group>, u64) -> Result<Group, LifecycleError> + Send + Sync + 'a;
-
-pub(super) fn group_state(reason: impl Into<String>) -> LifecycleError {
-    LifecycleError::Refused(refusal(RefusalCode::GroupState, reason))
-}
-
-fn no_such_group(name: &GroupName) -> LifecycleError {
-    let reason = format!("there is no broadcast group {name}: `ami-tool group list` shows them");
-    LifecycleError::Refused(refusal(RefusalCode::NoSuchGroup, reason))
-}
-
-/// The group, unless it was given up.
-pub(super) fn alive(fact: Option<Fact>, name: &GroupName) -> Result<Group, LifecycleError> {
-    match fact {
-        Some(Fact::Group(group)) if group.deleted_ms.is_none() => Ok(group),
-        _ => Err(no_such_group(name)),
-    }
-}
-
-/// An entry about a group, which is named by the beginning of its hash.
-pub(super) fn entry_of(
-    call: &AuditedCall,
-    (name, block): (&GroupName, BlockNo),
-    now_ms: u64,
-) -> AuditEntry {
-    let subject = Subject { block: Some(block), ..Subject::NONE };
-    call.entry(now_ms, subject, AuditOutcome::Done).with(Detail::Group, name.number())
-}
-
-/// A meter, for the audit log.
-pub(super) fn subject_of(id: Option<&MeterId>, title: SystemTitle, block: BlockNo) -> Subject {
-    Subject { meter_id: id.cloned(), system_title: Some(title), block: Some(block) }
-}
 
 impl Lifecycle {
     /// The group of this name, as it is stored.

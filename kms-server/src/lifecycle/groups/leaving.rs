@@ -6,8 +6,7 @@ use std::collections::BTreeSet;
 use super::{
     AT_ONCE,
     alone::membership_of,
-    bringing::put_fact,
-    changing::{alive, entry_of, subject_of},
+    steps::{alive, entry_of, put_fact, subject_of, withdraw_one},
 };
 use crate::{
     keyring::Change,
@@ -18,8 +17,7 @@ use crate::{
     },
 };
 use kms_core::{
-    KeyKind, KeyState, MeterId, MeterRecord, Record, RecordKey, RefusalCode, StateReason,
-    SystemTitle,
+    KeyKind, MeterId, MeterRecord, Record, RecordKey, RefusalCode, SystemTitle,
     audit::{AuditOutcome, AuditedCall, Detail},
     block::BlockMark,
     fact::{Fact, FactName, Group, GroupName},
@@ -120,7 +118,11 @@ impl Lifecycle {
             let id = meter.as_ref().map(|meter| &meter.meter_id);
             let subject = subject_of(id, *title, block);
             let entry = call.entry(now_ms, subject, AuditOutcome::Done);
-            entries.push(entry.with(Detail::Updated, 1).with(Detail::Group, name.number()));
+            entries.push(
+                entry
+                    .with(Detail::Updated, 1)
+                    .with(Detail::Group, FactName::of_group(name).number()),
+            );
             removed += 1;
         }
         if removed == 0 {
@@ -174,23 +176,4 @@ fn end_membership(change: &mut Change, group: &Group, title: &SystemTitle, now_m
 fn withdraw(meter: &mut MeterRecord, group: &Group, now_ms: u64) -> bool {
     let both = [KeyKind::Gbek, KeyKind::Gak];
     both.map(|kind| withdraw_one(meter, group, (kind, now_ms))).contains(&true)
-}
-
-/// The same of one kind: nobody has it, so another value may take its place.
-pub(super) fn withdraw_one(
-    meter: &mut MeterRecord,
-    group: &Group,
-    (kind, now_ms): (KeyKind, u64),
-) -> bool {
-    let mut changed = false;
-    for key in meter.keys.iter_mut().filter(|key| key.kind == kind && key.setup == group.setup) {
-        let mut values = group.values.iter().filter(|value| value.kind == kind);
-        let of_group = values.any(|value| value.fingerprint == key.fingerprint);
-        let never_sent = key.life.transfer.as_ref().is_some_and(|it| it.sent_ms.is_none());
-        if of_group && never_sent && key.state == KeyState::PreActive {
-            key.go_on(KeyState::Deactivated, StateReason::Withdrawn, now_ms);
-            changed = true;
-        }
-    }
-    changed
 }

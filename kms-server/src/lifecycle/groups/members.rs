@@ -3,8 +3,8 @@
 use super::{
     AT_ONCE,
     alone::membership_of,
-    bringing::{Brought, Errand, put_fact},
-    changing::{alive, entry_of, subject_of},
+    bringing::{Brought, Errand},
+    steps::{alive, entry_of, put_fact, subject_of},
 };
 use crate::lifecycle::{
     error::LifecycleError,
@@ -181,7 +181,11 @@ impl Lifecycle {
                     change.put(Record::Fact(Fact::Membership(membership)));
                     let subject = subject_of(Some(id), *title, block);
                     let entry = call.entry(now_ms, subject, AuditOutcome::Done);
-                    entries.push(entry.with(Detail::Created, 1).with(Detail::Group, name.number()));
+                    entries.push(
+                        entry
+                            .with(Detail::Created, 1)
+                            .with(Detail::Group, FactName::of_group(name).number()),
+                    );
                     joined.added += 1;
                 }
                 Err(why) => joined.refused.push((id.clone(), why)),

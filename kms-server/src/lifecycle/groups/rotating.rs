@@ -2,13 +2,11 @@
 //! which names it from then on: whatever is lost after that, it is this value that the others are brought to.
 
 use super::{
-    bringing::{Brought, Errand, put, put_fact},
-    changing::{alive, entry_of, group_state},
-    leaving::withdraw_one,
+    bringing::{Brought, Errand},
     showing::{GroupMember, GroupView},
+    steps::{alive, entry_of, group_state, len_of, put, put_fact, withdraw_one},
 };
 use crate::{
-    hsm::KeyLen,
     keyring::KeyToMake,
     lifecycle::{
         error::LifecycleError,
@@ -241,11 +239,6 @@ impl Lifecycle {
 
 fn nobody(name: &GroupName) -> LifecycleError {
     group_state(format!("group {name} has no member that could have a key"))
-}
-
-/// The length of a key that is to be made.
-pub(super) const fn len_of(plan: &Plan) -> KeyLen {
-    if plan.value_len == 32 { KeyLen::Aes256 } else { KeyLen::Aes128 }
 }
 
 /// Members that differ in the keys of this place: what one of each has says where a new line begins.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{alone::membership_of, changing::alive};
+use super::{alone::membership_of, steps::alive};
 use crate::lifecycle::{error::LifecycleError, verbs::Lifecycle};
 use kms_core::{
     BlockNo, KeyKind, MeterId, MeterRecord, Record, RecordKey, SystemTitle,
