@@ -411,12 +411,9 @@ impl NewGroup {
 
 impl GroupValue {
     fn from_wire(wire: &v1::GroupValue) -> Result<Self, ProtocolError> {
-        Ok(Self {
-            kind: numbered(wire.kind)?,
-            kcv: hex::encode_upper(&wire.kcv),
-            stage: numbered(wire.stage)?,
-            since_ms: wire.since_ms,
-        })
+        let (kind, stage) = (numbered(wire.kind)?, numbered(wire.stage)?);
+        let kcv = hex::encode_upper(&wire.kcv);
+        Ok(Self { kind, kcv, stage, since_ms: wire.since_ms })
     }
 }
 

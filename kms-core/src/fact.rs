@@ -99,6 +99,12 @@ impl FactName {
         Self::of(Self::GROUP, hash.chain_update(name.as_str()).finalize().into())
     }
 
+    /// Its number in the audit log: its beginning.
+    pub fn number(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.name;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
+
     /// The name of a meter's membership with one of its setups, which leads to the meter's block.
     pub fn of_membership(title: &SystemTitle, setup: SecuritySetup) -> Self {
         Self { kind: Self::MEMBERSHIP, name: groups::name_of(title, setup) }

@@ -104,7 +104,8 @@ impl Field {
         self.said += 1;
         let text = format!("broadcast {}", self.said).into_bytes();
         let set = Request::Set { id: 0xc1, at: LABEL, value: Value::Text(text.clone()) };
-        let form = [CipheringForm::GeneralGlo, CipheringForm::Glo][usize::from(self.said % 2 == 0)];
+        let form = [CipheringForm::GeneralGlo, CipheringForm::Glo]
+            [usize::from(self.said.is_multiple_of(2))];
         let sent = client.groups().broadcast(GROUP, set.write().into(), form).await.unwrap();
         assert_eq!((&sent.not_reached[..], sent.members), (&[][..], FLEET as u32));
         for message in &sent.messages {

@@ -41,12 +41,6 @@ impl GroupName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
-
-    /// Its number in the audit log: the beginning of the hash over it.
-    pub fn number(&self) -> u64 {
-        let [a, b, c, d, e, f, g, h, ..] = super::FactName::of_group(self).name;
-        u64::from_be_bytes([a, b, c, d, e, f, g, h])
-    }
 }
 
 impl fmt::Display for GroupName {
@@ -216,19 +210,7 @@ impl Group {
             self.deleted_ms.zip(other.deleted_ms).map(|(ours, theirs)| ours.max(theirs));
         merged.wants_ms = self.wants_ms.max(other.wants_ms);
         merged.values = self.values.clone();
-        for value in &other.values {
-            let same =
-                |it: &&mut GroupValue| (it.kind, it.fingerprint) == (value.kind, value.fingerprint);
-            match merged.values.iter_mut().find(same) {
-                Some(known) => {
-                    known.stage = known.stage.min(value.stage);
-                    known.since_ms = known.since_ms.min(value.since_ms);
-                    known.kcv = known.kcv.min(value.kcv);
-                    known.made_here &= value.made_here;
-                }
-                None => merged.values.push(*value),
-            }
-        }
+        other.values.iter().for_each(|value| merged.merge_value(value));
         merged.sort();
         merged.members = self.members.iter().chain(&other.members).copied().collect();
         merged.members.sort_unstable();
@@ -236,10 +218,24 @@ impl Group {
         merged
     }
 
+    /// Of one value the stage that is less far.
+    fn merge_value(&mut self, value: &GroupValue) {
+        let same = |it: &&mut GroupValue| it.is_same(value);
+        match self.values.iter_mut().find(same) {
+            Some(known) => known.merge(value),
+            None => self.values.push(*value),
+        }
+    }
+
     fn bytes(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         self.put(&mut bytes);
         bytes
+    }
+
+    fn is_in_order(&self) -> bool {
+        self.values.is_sorted_by(|a, b| a.order() < b.order())
+            && self.members.is_sorted_by(|a, b| a < b)
     }
 
     /// What of it has no place in a record: its name, its length, and the most that there is place for.
@@ -288,11 +284,7 @@ impl Group {
             originator: SystemTitle::new(input.array()?),
             authenticated: input.flag()?,
             class_version: input.u8()?,
-            carrier: Carrier {
-                setup: SecuritySetup(input.u8()?),
-                client: input.u16()?,
-                form: AssociationForm::from_number(input.u8()?).ok_or(BadEncoding)?,
-            },
+            carrier: take_carrier(input)?,
             deleted_ms: take_time(input)?,
             wants_ms: take_time(input)?,
             values: Vec::new(),
@@ -304,13 +296,22 @@ impl Group {
         for _ in 0..input.u16()? {
             group.members.push(SystemTitle::new(input.array()?));
         }
-        let in_order = group.values.is_sorted_by(|a, b| a.order() < b.order())
-            && group.members.is_sorted_by(|a, b| a < b);
-        if in_order && group.fits().is_ok() { Ok(group) } else { Err(BadEncoding) }
+        if group.is_in_order() && group.fits().is_ok() { Ok(group) } else { Err(BadEncoding) }
     }
 }
 
 impl GroupValue {
+    fn is_same(&self, other: &Self) -> bool {
+        (self.kind, self.fingerprint) == (other.kind, other.fingerprint)
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.stage = self.stage.min(other.stage);
+        self.since_ms = self.since_ms.min(other.since_ms);
+        self.kcv = self.kcv.min(other.kcv);
+        self.made_here &= other.made_here;
+    }
+
     fn order(&self) -> (KeyKind, u64, [u8; 16]) {
         (self.kind, self.since_ms, self.fingerprint.0)
     }
@@ -375,6 +376,12 @@ pub(super) fn name_of<const LEN: usize>(title: &SystemTitle, setup: SecuritySetu
 
 fn name(input: &mut Reader<'_>) -> Result<GroupName, BadEncoding> {
     GroupName::new(input.text()?).map_err(|_| BadEncoding)
+}
+
+fn take_carrier(input: &mut Reader<'_>) -> Result<Carrier, BadEncoding> {
+    let (setup, client) = (SecuritySetup(input.u8()?), input.u16()?);
+    let form = AssociationForm::from_number(input.u8()?).ok_or(BadEncoding)?;
+    Ok(Carrier { setup, client, form })
 }
 
 fn put_time(out: &mut Vec<u8>, time: Option<u64>) {

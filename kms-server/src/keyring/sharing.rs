@@ -40,11 +40,9 @@ impl Taker {
                 continue;
             }
             let made: Vec<_> = made.into_iter().map(|key| key.map(value)).collect();
-            let is_one =
-                made.iter().flatten().all(|made| made.stored.fingerprint == of.fingerprint);
             let places = wanted.iter().map(|key| (key.block, key.under));
             let values = made.iter().map(|key| key.as_ref().ok().map(|made| &made.stored));
-            if is_one && self.open_as_said(places.zip(values))? {
+            if are(&made, of.fingerprint) && self.open_as_said(places.zip(values))? {
                 return Ok(made);
             }
             reason = "what it wraps opens as another key";
@@ -64,11 +62,7 @@ impl Taker {
         let mut to = Vec::with_capacity(wanted.len());
         for KeyToMake { block, under, len, kek } in wanted {
             let under = blocks.under(&self.opener, *block, *under)?;
-            let place = keks.iter().position(|known| known == kek).unwrap_or(keks.len());
-            if place == keks.len() {
-                keks.push(kek.to_vec());
-            }
-            to.push(WantedKey { len: *len, under, kek: place });
+            to.push(WantedKey { len: *len, under, kek: place_in(&mut keks, kek) });
         }
         Ok(ShareKey {
             fingerprint_label: keys::fingerprint_label(&self.opener.domain.domain),
@@ -79,4 +73,18 @@ impl Taker {
             to,
         })
     }
+}
+
+/// The place of a KEK among those of a call, each once.
+fn place_in(keks: &mut Vec<Vec<u8>>, kek: &[u8]) -> usize {
+    let place = keks.iter().position(|known| known == kek);
+    place.unwrap_or_else(|| {
+        keks.push(kek.to_vec());
+        keks.len() - 1
+    })
+}
+
+/// Whether all of them are this key.
+fn are(made: &[Result<MadeValue, NotMade>], fingerprint: Fingerprint) -> bool {
+    made.iter().flatten().all(|made| made.stored.fingerprint == fingerprint)
 }

@@ -12,7 +12,7 @@ use super::{
     item::{Envelope, Outcome, Plain, Whose},
     keys::find,
 };
-use crate::keyring::{ResidentMeter, scrub_stack};
+use crate::keyring::{ResidentMeter, Standing, scrub_stack};
 use kms_core::{
     Fingerprint, KeyKind, SystemTitle, Verdict,
     counters::allocator::Purpose,
@@ -63,10 +63,13 @@ struct Held {
     sure: bool,
 }
 
+/// A member whose record names the keys, its versions, and whether it is sure that it uses them.
+type By = (SystemTitle, (u16, u16), bool);
+
 /// Members that are sent to under one pair of values.
 struct Of {
     /// Of them, the one whose record names the keys, its versions, and whether that is sure.
-    by: (SystemTitle, (u16, u16), bool),
+    by: By,
     reaches: usize,
     may_reach: usize,
 }
@@ -152,27 +155,47 @@ impl Transmitting {
         (group, kind): (&Group, KeyKind),
         compromised: &mut BTreeSet<Fingerprint>,
     ) -> Vec<Held> {
-        let wanted = group.wanted(kind).map(|value| value.fingerprint);
         let mut held: Vec<Held> = Vec::new();
         for candidate in meter.candidates(kind, Some(group.setup)) {
             let bytes = candidate.key.bytes();
             let value = bytes.and_then(|bytes| self.identities.identify_bytes(bytes));
-            let in_flight = |value: &Fingerprint| {
-                group.in_flight(kind).any(|known| known.fingerprint == *value)
-            };
-            let Some(value) = value.filter(in_flight) else { continue };
+            let Some(value) = value.filter(|it| is_in_flight(group, kind, *it)) else { continue };
             let standing = candidate.standing;
             if standing.compromised {
                 compromised.insert(value);
-            } else if standing.protects || standing.active || standing.carries && standing.sent {
+            } else if may_use(standing) {
                 held.push(Held { value, version: candidate.version, sure: standing.protects });
             }
         }
-        // Who has confirmed what all are brought to is not sent to under anything else.
-        match held.iter().find(|it| it.sure && Some(it.value) == wanted).copied() {
-            Some(confirmed) => vec![confirmed],
-            None => held,
+        confirmed_alone(held, group.wanted(kind))
+    }
+}
+
+/// Who has confirmed what all are brought to is not sent to under anything else.
+fn confirmed_alone(held: Vec<Held>, wanted: Option<&GroupValue>) -> Vec<Held> {
+    let is_wanted = |it: &&Held| wanted.is_some_and(|wanted| wanted.fingerprint == it.value);
+    match held.iter().filter(is_wanted).find(|it| it.sure).copied() {
+        Some(confirmed) => vec![confirmed],
+        None => held,
+    }
+}
+
+/// Whether the meter may use it: it is active, or was handed out.
+const fn may_use(standing: Standing) -> bool {
+    standing.protects || standing.active || standing.carries && standing.sent
+}
+
+fn is_in_flight(group: &Group, kind: KeyKind, value: Fingerprint) -> bool {
+    group.in_flight(kind).any(|known| known.fingerprint == value)
+}
+
+impl Of {
+    fn count(&mut self, by: By) {
+        if by.2 && !self.by.2 {
+            self.by = by;
         }
+        self.reaches += usize::from(by.2);
+        self.may_reach += usize::from(!by.2);
     }
 }
 
@@ -194,27 +217,16 @@ fn count(
         for gak in with {
             let sure = gbek.sure && gak.is_none_or(|gak| gak.sure);
             let versions = (gbek.version, gak.map_or(0, |gak| gak.version));
-            let of = pairs.entry((gbek.value, gak.map(|gak| gak.value))).or_insert(Of {
-                by: (title, versions, sure),
-                reaches: 0,
-                may_reach: 0,
-            });
-            if sure && !of.by.2 {
-                of.by = (title, versions, sure);
-            }
-            of.reaches += usize::from(sure);
-            of.may_reach += usize::from(!sure);
+            let by = (title, versions, sure);
+            let pair = (gbek.value, gak.map(|gak| gak.value));
+            pairs.entry(pair).or_insert(Of { by, reaches: 0, may_reach: 0 }).count(by);
             counted = true;
         }
     }
     counted
 }
 
-fn plain<'a>(
-    group: &Group,
-    by: (SystemTitle, (u16, u16), bool),
-    what: (&'a [u8], Envelope),
-) -> Plain<'a> {
+fn plain<'a>(group: &Group, by: By, what: (&'a [u8], Envelope)) -> Plain<'a> {
     let ((title, versions, _), (apdu, envelope)) = (by, what);
     Plain {
         apdu,

@@ -55,6 +55,30 @@ pub(in crate::lifecycle) fn still_member(group: &GroupName) -> LifecycleError {
     LifecycleError::Refused(refusal(RefusalCode::GroupMember, reason))
 }
 
+fn is_groups(group: &GroupName) -> LifecycleError {
+    let reason = format!(
+        "the meter's GBEK is that of broadcast group {group}, one value for all of its members: rotate it with the \
+         group (`ami-tool group rotate {group}`)"
+    );
+    LifecycleError::Refused(refusal(RefusalCode::GroupKey, reason))
+}
+
+fn breaks(group: &GroupName, members: &str) -> LifecycleError {
+    let reason = format!(
+        "broadcast group {group} is authenticated with this GAK ({members}): a meter with a GAK of its own would refuse \
+         its broadcasts. Rotate the GAK with the group (`ami-tool group rotate {group} GAK`), or take the meter out first"
+    );
+    LifecycleError::Refused(refusal(RefusalCode::BreaksBroadcast, reason))
+}
+
+/// So many more than are named.
+pub(super) fn and_more(all: usize, named: usize) -> String {
+    match all.saturating_sub(named) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    }
+}
+
 impl Lifecycle {
     /// Why a key of this kind is not staged at one member alone, with the group and its members named.
     pub(in crate::lifecycle) async fn not_alone(
@@ -63,23 +87,13 @@ impl Lifecycle {
         kind: KeyKind,
     ) -> LifecycleError {
         if kind != KeyKind::Gak {
-            let reason = format!(
-                "the meter's GBEK is that of broadcast group {group}, one value for all of its members: rotate it with the \
-                 group (`ami-tool group rotate {group}`)"
-            );
-            return LifecycleError::Refused(refusal(RefusalCode::GroupKey, reason));
+            return is_groups(group);
         }
-        let members = match self.members_named(group).await {
-            Ok(members) => members,
+        match self.members_named(group).await {
+            Ok(members) => breaks(group, &members),
             // Without its members' names it is refused all the same.
-            Err(_) => "its members can't be read now".to_owned(),
-        };
-        let reason = format!(
-            "broadcast group {group} is authenticated with this GAK ({members}): a meter with a GAK of its own would refuse \
-             its broadcasts. Rotate the GAK with the group (`ami-tool group rotate {group} GAK`), or take the meter out \
-             first"
-        );
-        LifecycleError::Refused(refusal(RefusalCode::BreaksBroadcast, reason))
+            Err(_) => breaks(group, "its members can't be read now"),
+        }
     }
 
     async fn members_named(&self, name: &GroupName) -> Result<String, LifecycleError> {
@@ -92,10 +106,7 @@ impl Lifecycle {
                 _ => title.to_string(),
             });
         }
-        let more = match group.members.len().saturating_sub(names.len()) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
+        let more = and_more(group.members.len(), names.len());
         Ok(format!("members: {}{more}", names.join(", ")))
     }
 

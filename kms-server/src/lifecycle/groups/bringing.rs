@@ -6,12 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{
     AT_ONCE, PER_CALL_MAX,
     alone::{group_of, membership_of},
-    changing::alive,
-    leaving::withdraw_one,
     showing::GroupView,
+    steps::{alive, len_of, put, subject_of, withdraw_one},
 };
 use crate::{
-    hsm::KeyLen,
     keyring::{Change, KeyToMake, KeyToShare, MadeValue},
     lifecycle::{
         error::LifecycleError,
@@ -22,9 +20,9 @@ use crate::{
 };
 use kms_core::{
     BlockNo, MeterId, MeterRecord, Protection, Record, RecordKey, RefusalCode, SystemTitle,
-    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
+    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail},
     counters::Line,
-    fact::{Fact, FactName, Group, GroupValue},
+    fact::{FactName, Group, GroupValue},
     life::{
         choosing::Place,
         grouping::{MemberState, holding, state_of},
@@ -57,6 +55,17 @@ struct Target {
     plan: Plan,
 }
 
+impl Brought {
+    fn refuse(&mut self, id: MeterId, why: Refusal) {
+        self.refused.push((id, why));
+    }
+}
+
+fn another_staged() -> Refusal {
+    let reason = "another value is staged there, which is not the group's: destroy that one first";
+    refusal(RefusalCode::GroupKey, reason)
+}
+
 impl Errand<'_> {
     pub(super) fn place(&self) -> Place {
         Place { setup: self.group.setup, kind: self.value.kind }
@@ -76,6 +85,15 @@ impl Errand<'_> {
         }
     }
 
+    /// The members that do not have it.
+    fn wanting(&self, view: &GroupView) -> Vec<SystemTitle> {
+        let lacks = |meter: &MeterRecord| {
+            state_of(meter, self.place(), self.value.fingerprint) == MemberState::NotStaged
+        };
+        let wanting = view.members.iter().filter(|it| it.record.as_ref().is_some_and(lacks));
+        wanting.map(|member| member.title).collect()
+    }
+
     /// A member that has the value.
     fn source(&self, view: &GroupView) -> Option<SystemTitle> {
         view.members.iter().find_map(|member| {
@@ -92,18 +110,14 @@ impl Errand<'_> {
         (meter, block): (&MeterRecord, BlockNo),
         (version, now_ms): (u16, u64),
     ) -> AuditEntry {
-        let subject = Subject {
-            system_title: Some(meter.system_title),
-            block: Some(block),
-            ..Subject::meter(&meter.meter_id)
-        };
+        let subject = subject_of(Some(&meter.meter_id), meter.system_title, block);
         let entry = call
             .entry(now_ms, subject, AuditOutcome::Done)
             .with(Detail::KeysAdded, 1)
             .with(Detail::KeyKind, self.value.kind as u64)
             .with(Detail::SecuritySetup, self.group.setup.0.into())
             .with(Detail::KeyVersion, version.into())
-            .with(Detail::Group, self.group.name.number());
+            .with(Detail::Group, FactName::of_group(&self.group.name).number());
         match self.allow_unreplicated {
             true => entry.with(Detail::WithoutProof, 1),
             false => entry,
@@ -119,16 +133,7 @@ impl Lifecycle {
         errand: &Errand<'_>,
         view: &GroupView,
     ) -> Result<Brought, LifecycleError> {
-        let place = errand.place();
-        let lacks = |meter: &MeterRecord| {
-            state_of(meter, place, errand.value.fingerprint) == MemberState::NotStaged
-        };
-        let wanting: Vec<SystemTitle> = view
-            .members
-            .iter()
-            .filter(|member| member.record.as_ref().is_some_and(lacks))
-            .map(|member| member.title)
-            .collect();
+        let wanting = errand.wanting(view);
         let mut brought =
             Brought { left: wanting.len().saturating_sub(PER_CALL_MAX), ..Brought::default() };
         if wanting.is_empty() {
@@ -194,8 +199,7 @@ impl Lifecycle {
             let made = match made {
                 Ok(made) => self.made_of(made)?,
                 Err(why) => {
-                    let why = refusal(RefusalCode::NotTaken, why.to_string());
-                    brought.refused.push((meter.meter_id, why));
+                    brought.refuse(meter.meter_id, refusal(RefusalCode::NotTaken, why.to_string()));
                     continue;
                 }
             };
@@ -248,14 +252,9 @@ impl Lifecycle {
             withdraw_one(&mut meter, errand.group, (errand.value.kind, now_ms));
             match plan(&meter, wish, &self.config.times, now_ms) {
                 Ok(Staging::Make(plan)) => targets.push(Target { title: *title, meter, plan }),
-                Ok(Staging::Already(_)) => {
-                    let reason = "another value is staged there, which is not the group's: destroy that one first";
-                    let why = refusal(RefusalCode::GroupKey, reason);
-                    brought.refused.push((meter.meter_id, why));
-                }
+                Ok(Staging::Already(_)) => brought.refuse(meter.meter_id, another_staged()),
                 Err(why) => {
-                    let why = refusal(why.code(), why.to_string());
-                    brought.refused.push((meter.meter_id, why));
+                    brought.refuse(meter.meter_id, refusal(why.code(), why.to_string()));
                 }
             }
         }
@@ -294,7 +293,7 @@ impl Lifecycle {
             wanted.push(KeyToMake {
                 block: of(title)?.into(),
                 under: None,
-                len: if plan.value_len == 32 { KeyLen::Aes256 } else { KeyLen::Aes128 },
+                len: len_of(plan),
                 kek: &plan.kek_wrapped,
             });
         }
@@ -361,18 +360,6 @@ impl Lifecycle {
             titles.iter().map(|title| self.records.block_of(title)).collect();
         blocks.into_iter().collect()
     }
-}
-
-/// Stages a record in its block.
-pub(super) fn put(changes: &mut [Change], block: BlockNo, record: Record) {
-    if let Some(change) = changes.iter_mut().find(|change| change.block() == block) {
-        change.put(record);
-    }
-}
-
-/// Stages a fact in its block.
-pub(super) fn put_fact(changes: &mut [Change], block: BlockNo, fact: Fact) {
-    put(changes, block, Record::Fact(fact));
 }
 
 fn no_value(errand: &Errand<'_>) -> LifecycleError {

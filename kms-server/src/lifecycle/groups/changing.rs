@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::showing::GroupMember;
+use super::{
+    alone::and_more,
+    showing::GroupMember,
+    steps::{alive, entry_of, group_state},
+};
 use crate::{
     keyring::Change,
     lifecycle::{
@@ -12,8 +16,8 @@ use crate::{
     },
 };
 use kms_core::{
-    BlockNo, KeyKind, MeterId, Record, RecordKey, RefusalCode,
-    audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
+    BlockNo, Fingerprint, KeyKind, MeterId, Record, RecordKey, RefusalCode,
+    audit::AuditedCall,
     block::BlockMark,
     fact::{Fact, FactName, Group, GroupName, ValueStage},
 };
@@ -21,33 +25,6 @@ use kms_core::{
 /// What becomes of a group's record.
 pub(super) type Step<'a> =
     dyn Fn(Option<Group>, u64) -> Result<Group, LifecycleError> + Send + Sync + 'a;
-
-pub(super) fn group_state(reason: impl Into<String>) -> LifecycleError {
-    LifecycleError::Refused(refusal(RefusalCode::GroupState, reason))
-}
-
-fn no_such_group(name: &GroupName) -> LifecycleError {
-    let reason = format!("there is no broadcast group {name}: `ami-tool group list` shows them");
-    LifecycleError::Refused(refusal(RefusalCode::NoSuchGroup, reason))
-}
-
-/// The group, unless it was given up.
-pub(super) fn alive(fact: Option<Fact>, name: &GroupName) -> Result<Group, LifecycleError> {
-    match fact {
-        Some(Fact::Group(group)) if group.deleted_ms.is_none() => Ok(group),
-        _ => Err(no_such_group(name)),
-    }
-}
-
-/// An entry about a group, which is named by the beginning of its hash.
-pub(super) fn entry_of(
-    call: &AuditedCall,
-    (name, block): (&GroupName, BlockNo),
-    now_ms: u64,
-) -> AuditEntry {
-    let subject = Subject { block: Some(block), ..Subject::NONE };
-    call.entry(now_ms, subject, AuditOutcome::Done).with(Detail::Group, name.number())
-}
 
 impl Lifecycle {
     /// The group of this name, as it is stored.
@@ -150,10 +127,7 @@ impl Lifecycle {
         left_out: &BTreeSet<MeterId>,
     ) -> Result<(Group, Vec<BlockMark>), LifecycleError> {
         let view = self.show_group(name).await?;
-        let target = view.group.rotating(kind).map(|value| value.fingerprint);
-        let target = target.ok_or_else(|| {
-            group_state(format!("no rotation of the {kind} of group {name} is under way"))
-        })?;
+        let target = target_of(&view.group, kind)?;
         let behind = view.members.iter().filter(|member| !member.is_confirmed(kind));
         check_named(behind, left_out)?;
         let roll = view.group.members.clone();
@@ -166,14 +140,30 @@ impl Lifecycle {
             group.settle(kind);
             Ok(group)
         };
-        match self.step_group(call, name, &step).await {
-            // Another one was faster: he sees what it is now.
-            Err(LifecycleError::Busy) => {
-                Err(group_state(format!("group {name} was changed meanwhile: look again")))
-            }
-            done => done,
-        }
+        // Another one was faster: he sees what it is now.
+        let moved = || group_state(format!("group {name} was changed meanwhile: look again"));
+        self.step_group(call, name, &step).await.map_err(|error| match error {
+            LifecycleError::Busy => moved(),
+            error => error,
+        })
     }
+}
+
+/// The value that members are being brought to.
+fn target_of(group: &Group, kind: KeyKind) -> Result<Fingerprint, LifecycleError> {
+    let name = &group.name;
+    let none = || group_state(format!("no rotation of the {kind} of group {name} is under way"));
+    group.rotating(kind).map(|value| value.fingerprint).ok_or_else(none)
+}
+
+/// A member's name; its title, where nobody can say its name.
+fn name_of(member: &GroupMember) -> String {
+    member.meter_id.as_ref().map_or_else(|| member.title.to_string(), MeterId::to_string)
+}
+
+fn list(names: &[&String]) -> String {
+    let named: Vec<&str> = names.iter().take(16).map(|name| name.as_str()).collect();
+    format!("{}{}", named.join(", "), and_more(names.len(), named.len()))
 }
 
 /// Whether exactly these were named.
@@ -181,31 +171,20 @@ fn check_named<'m>(
     behind: impl Iterator<Item = &'m GroupMember>,
     left_out: &BTreeSet<MeterId>,
 ) -> Result<(), LifecycleError> {
-    let name = |member: &GroupMember| {
-        member.meter_id.as_ref().map_or_else(|| member.title.to_string(), MeterId::to_string)
-    };
-    let behind: BTreeSet<String> = behind.map(name).collect();
+    let behind: BTreeSet<String> = behind.map(name_of).collect();
     let said: BTreeSet<String> = left_out.iter().map(MeterId::to_string).collect();
     if behind == said {
         return Ok(());
     }
-    let list = |names: Vec<&String>| {
-        let named: Vec<&str> = names.iter().take(16).map(|name| name.as_str()).collect();
-        let more = match names.len().saturating_sub(named.len()) {
-            0 => String::new(),
-            more => format!(" and {more} more"),
-        };
-        format!("{}{more}", named.join(", "))
-    };
     let missing: Vec<&String> = behind.difference(&said).collect();
     let reason = match missing.is_empty() {
         false => format!(
             "members that have not confirmed the key would hear no broadcast, and are not named as left out: {}",
-            list(missing)
+            list(&missing)
         ),
         true => format!(
             "these have confirmed the key, or are no members, and are not left out: {}",
-            list(said.difference(&behind).collect())
+            list(&said.difference(&behind).collect::<Vec<_>>())
         ),
     };
     Err(LifecycleError::Refused(refusal(RefusalCode::MembersNotNamed, reason)))

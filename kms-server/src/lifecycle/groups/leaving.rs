@@ -1,11 +1,12 @@
 //! Meters leave a group. Whoever may have its GBEK can read and forge what is broadcast, so the group wants another one
 //! since. What was staged there and never handed out is withdrawn.
 
+use std::collections::BTreeSet;
+
 use super::{
     AT_ONCE,
     alone::membership_of,
-    bringing::put_fact,
-    changing::{alive, entry_of},
+    steps::{alive, entry_of, put_fact, subject_of, withdraw_one},
 };
 use crate::{
     keyring::Change,
@@ -16,15 +17,11 @@ use crate::{
     },
 };
 use kms_core::{
-    KeyKind, KeyState, MeterId, MeterRecord, Record, RecordKey, RefusalCode, StateReason,
-    SystemTitle,
-    audit::{AuditOutcome, AuditedCall, Detail, Subject},
+    KeyKind, MeterId, MeterRecord, Record, RecordKey, RefusalCode, SystemTitle,
+    audit::{AuditOutcome, AuditedCall, Detail},
     block::BlockMark,
     fact::{Fact, FactName, Group, GroupName},
-    life::{
-        choosing::Place,
-        grouping::{MemberState, state_of},
-    },
+    life::{choosing::Place, grouping::state_of},
 };
 
 /// Meters that left a group.
@@ -55,15 +52,14 @@ impl Lifecycle {
             match self.title_of(id).await {
                 Ok(title) if group.has(&title) => leavers.push(title),
                 Ok(_) | Err(LifecycleError::NotFound(_)) => {
-                    let reason = "it is no member of this group";
-                    left.refused.push((id.clone(), refusal(RefusalCode::GroupMember, reason)));
+                    left.refused.push((id.clone(), no_member()));
                 }
                 Err(error) => return Err(error),
             }
         }
-        leavers.retain(|title| group.has(title));
-        leavers.sort_unstable();
-        leavers.dedup();
+        let leavers: BTreeSet<SystemTitle> =
+            leavers.into_iter().filter(|title| group.has(title)).collect();
+        let leavers: Vec<SystemTitle> = leavers.into_iter().collect();
         left.wants_gbek = group.wants_ms.is_some();
         for some in leavers.chunks(AT_ONCE) {
             self.leave_some(call, (name, some), &mut left).await?;
@@ -119,10 +115,14 @@ impl Lifecycle {
             if knows {
                 group.wants_ms = group.wants_ms.max(Some(now_ms));
             }
-            let meter_id = meter.map(|meter| meter.meter_id);
-            let subject = Subject { meter_id, system_title: Some(*title), block: Some(block) };
+            let id = meter.as_ref().map(|meter| &meter.meter_id);
+            let subject = subject_of(id, *title, block);
             let entry = call.entry(now_ms, subject, AuditOutcome::Done);
-            entries.push(entry.with(Detail::Updated, 1).with(Detail::Group, name.number()));
+            entries.push(
+                entry
+                    .with(Detail::Updated, 1)
+                    .with(Detail::Group, FactName::of_group(name).number()),
+            );
             removed += 1;
         }
         if removed == 0 {
@@ -135,6 +135,10 @@ impl Lifecycle {
     }
 }
 
+fn no_member() -> Refusal {
+    refusal(RefusalCode::GroupMember, "it is no member of this group")
+}
+
 /// Ends a meter's membership in its own block. Its record, and whether it may know what the group sends under.
 fn leaves(
     change: &mut Change,
@@ -142,6 +146,22 @@ fn leaves(
     title: &SystemTitle,
     now_ms: u64,
 ) -> (Option<MeterRecord>, bool) {
+    end_membership(change, group, title, now_ms);
+    let Ok(Some(Record::Meter(mut meter))) = change.record(title) else {
+        return (None, group.in_flight(KeyKind::Gbek).next().is_some());
+    };
+    let place = Place { setup: group.setup, kind: KeyKind::Gbek };
+    let mut values = group.in_flight(KeyKind::Gbek);
+    let knows = values.any(|value| state_of(&meter, place, value.fingerprint).may_hold());
+    drop(values);
+    if withdraw(&mut meter, group, now_ms) {
+        meter.changed_by = meter.changed_by.next(now_ms);
+        change.put(Record::Meter(meter.clone()));
+    }
+    (Some(meter), knows)
+}
+
+fn end_membership(change: &mut Change, group: &Group, title: &SystemTitle, now_ms: u64) {
     if let Some(Fact::Membership(mut its)) =
         change.fact(&FactName::of_membership(title, group.setup))
         && its.stands()
@@ -150,42 +170,10 @@ fn leaves(
         its.left_ms = Some(now_ms);
         change.put(Record::Fact(Fact::Membership(its)));
     }
-    let Ok(Some(Record::Meter(mut meter))) = change.record(title) else {
-        return (None, group.in_flight(KeyKind::Gbek).next().is_some());
-    };
-    let place = Place { setup: group.setup, kind: KeyKind::Gbek };
-    let knows = group.in_flight(KeyKind::Gbek).any(|value| {
-        let state = state_of(&meter, place, value.fingerprint);
-        state.may_hold() && state != MemberState::Gone
-    });
-    if withdraw(&mut meter, group, now_ms) {
-        meter.changed_by = meter.changed_by.next(now_ms);
-        change.put(Record::Meter(meter.clone()));
-    }
-    (Some(meter), knows)
 }
 
 /// Gives up what was staged for the group and never handed out. Whether there was anything.
 fn withdraw(meter: &mut MeterRecord, group: &Group, now_ms: u64) -> bool {
     let both = [KeyKind::Gbek, KeyKind::Gak];
     both.map(|kind| withdraw_one(meter, group, (kind, now_ms))).contains(&true)
-}
-
-/// The same of one kind: nobody has it, so another value may take its place.
-pub(super) fn withdraw_one(
-    meter: &mut MeterRecord,
-    group: &Group,
-    (kind, now_ms): (KeyKind, u64),
-) -> bool {
-    let mut changed = false;
-    for key in meter.keys.iter_mut().filter(|key| key.kind == kind && key.setup == group.setup) {
-        let mut values = group.values.iter().filter(|value| value.kind == kind);
-        let of_group = values.any(|value| value.fingerprint == key.fingerprint);
-        let never_sent = key.life.transfer.as_ref().is_some_and(|it| it.sent_ms.is_none());
-        if of_group && never_sent && key.state == KeyState::PreActive {
-            key.go_on(KeyState::Deactivated, StateReason::Withdrawn, now_ms);
-            changed = true;
-        }
-    }
-    changed
 }

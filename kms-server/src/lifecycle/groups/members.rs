@@ -3,8 +3,8 @@
 use super::{
     AT_ONCE,
     alone::membership_of,
-    bringing::{Brought, Errand, put_fact},
-    changing::{alive, entry_of},
+    bringing::{Brought, Errand},
+    steps::{alive, entry_of, put_fact, subject_of},
 };
 use crate::lifecycle::{
     error::LifecycleError,
@@ -13,7 +13,7 @@ use crate::lifecycle::{
 };
 use kms_core::{
     KeyKind, MeterId, MeterRecord, Protection, Record, RecordKey, RefusalCode, SystemTitle,
-    audit::{AuditOutcome, AuditedCall, Detail, Subject},
+    audit::{AuditOutcome, AuditedCall, Detail},
     block::BlockMark,
     fact::{Fact, FactName, Group, GroupName, GroupValue, MEMBERS_MAX, Membership, ValueStage},
     life::{choosing::Place, grouping::fits},
@@ -48,31 +48,49 @@ impl Lifecycle {
     ) -> Result<Joined, LifecycleError> {
         self.writer.check_writes()?;
         let group = self.group(name).await?;
-        let (mut joined, mut newcomers) = (Joined::default(), Vec::new());
-        let mut records = Vec::new();
-        for id in ids {
-            match self.get(id).await {
-                Ok(view) => {
-                    newcomers.push(Newcomer { id: id.clone(), title: view.record.system_title });
-                    records.push(view.record);
-                }
-                Err(LifecycleError::NotFound(_)) => {
-                    let why = refusal(RefusalCode::UnfitForGroup, "there is no such meter");
-                    joined.refused.push((id.clone(), why));
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let shared = shared_by_all(&group, &records);
-        let like = match group.members.first() {
-            Some(title) => self.meter_at(title).await?,
-            None => records.first().cloned(),
+        let mut joined = Joined::default();
+        let records = self.records_of(ids, &mut joined).await?;
+        let newcomer = |meter: &MeterRecord| Newcomer {
+            id: meter.meter_id.clone(),
+            title: meter.system_title,
         };
+        let newcomers: Vec<Newcomer> = records.iter().map(newcomer).collect();
+        let shared = shared_by_all(&group, &records);
+        let like = self.like(&group, &records).await?;
         for some in newcomers.chunks(AT_ONCE) {
             self.join_some(call, (name, some), (shared, like.as_ref()), &mut joined).await?;
         }
         self.bring_all(call, name, allow_unreplicated, &mut joined).await?;
         Ok(joined)
+    }
+
+    /// The records of these meters; those that there are not are refused.
+    async fn records_of(
+        &self,
+        ids: &[MeterId],
+        joined: &mut Joined,
+    ) -> Result<Vec<MeterRecord>, LifecycleError> {
+        let mut records = Vec::with_capacity(ids.len());
+        for id in ids {
+            match self.get(id).await {
+                Ok(view) => records.push(view.record),
+                Err(LifecycleError::NotFound(_)) => joined.refused.push((id.clone(), no_meter())),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(records)
+    }
+
+    /// A meter that all others are to be like.
+    async fn like(
+        &self,
+        group: &Group,
+        records: &[MeterRecord],
+    ) -> Result<Option<MeterRecord>, LifecycleError> {
+        match group.members.first() {
+            Some(title) => self.meter_at(title).await,
+            None => Ok(records.first().cloned()),
+        }
     }
 
     async fn meter_at(&self, title: &SystemTitle) -> Result<Option<MeterRecord>, LifecycleError> {
@@ -161,13 +179,13 @@ impl Lifecycle {
                 Ok(None) => {}
                 Ok(Some(membership)) => {
                     change.put(Record::Fact(Fact::Membership(membership)));
-                    let subject = Subject {
-                        system_title: Some(*title),
-                        block: Some(block),
-                        ..Subject::meter(id)
-                    };
+                    let subject = subject_of(Some(id), *title, block);
                     let entry = call.entry(now_ms, subject, AuditOutcome::Done);
-                    entries.push(entry.with(Detail::Created, 1).with(Detail::Group, name.number()));
+                    entries.push(
+                        entry
+                            .with(Detail::Created, 1)
+                            .with(Detail::Group, FactName::of_group(name).number()),
+                    );
                     joined.added += 1;
                 }
                 Err(why) => joined.refused.push((id.clone(), why)),
@@ -181,6 +199,15 @@ impl Lifecycle {
         joined.states = self.writer.commit(changes, entries).await?;
         Ok(())
     }
+}
+
+fn no_meter() -> Refusal {
+    refusal(RefusalCode::UnfitForGroup, "there is no such meter")
+}
+
+fn full() -> Refusal {
+    let reason = format!("the group has {MEMBERS_MAX} members, and that is the most");
+    refusal(RefusalCode::GroupState, reason)
 }
 
 /// Takes a meter into a group, unless it is in there: the membership that is to be stored then.
@@ -204,8 +231,7 @@ fn enters(
     }
     fits(group, meter, like).map_err(|why| refusal(RefusalCode::UnfitForGroup, why.to_string()))?;
     if !group.has(&title) && group.members.len() >= MEMBERS_MAX {
-        let reason = format!("the group has {MEMBERS_MAX} members, and that is the most");
-        return Err(refusal(RefusalCode::GroupState, reason));
+        return Err(full());
     }
     group.add(title);
     if group.authenticated && group.wanted(KeyKind::Gak).is_none() {

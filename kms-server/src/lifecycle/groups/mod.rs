@@ -11,6 +11,7 @@ mod leaving;
 mod members;
 mod rotating;
 mod showing;
+mod steps;
 
 pub(in crate::lifecycle) use alone::{concerned, group_of, membership_of, still_member};
 pub use bringing::Brought;

@@ -2,13 +2,11 @@
 //! which names it from then on: whatever is lost after that, it is this value that the others are brought to.
 
 use super::{
-    bringing::{Brought, Errand, put, put_fact},
-    changing::{alive, entry_of, group_state},
-    leaving::withdraw_one,
+    bringing::{Brought, Errand},
     showing::{GroupMember, GroupView},
+    steps::{alive, entry_of, group_state, len_of, put, put_fact, withdraw_one},
 };
 use crate::{
-    hsm::KeyLen,
     keyring::KeyToMake,
     lifecycle::{
         error::LifecycleError,
@@ -20,7 +18,7 @@ use crate::{
 use kms_core::{
     Fingerprint, KeyKind, MeterRecord, Record, RecordKey, SystemTitle,
     audit::AuditedCall,
-    counters::{Line, LineName},
+    counters::Line,
     fact::{Fact, FactName, Group, GroupName, GroupValue, ValueStage},
     life::{
         NotDone,
@@ -87,11 +85,16 @@ impl Lifecycle {
         let errand = Errand { group: &group, value, allow_unreplicated };
         let mut brought = self.bring(call, &errand, &view).await?;
         brought.staged.extend(first);
-        let proved = match brought.staged.is_empty() {
-            true => Proved::NotApplicable,
-            false => self.proofs.prove(&self.blocks_of(&brought.staged)).await,
-        };
+        let proved = self.prove_at(&brought.staged).await;
         Ok(Rotated { value, already, brought, proved })
+    }
+
+    /// Whether the other site has proved what these have.
+    async fn prove_at(&self, titles: &[SystemTitle]) -> Proved {
+        match titles.is_empty() {
+            true => Proved::NotApplicable,
+            false => self.proofs.prove(&self.blocks_of(titles)).await,
+        }
     }
 
     /// Has the value made for the first member that can have it: its title.
@@ -115,9 +118,7 @@ impl Lifecycle {
                 Err(error) => why = Some(error),
             }
         }
-        Err(why.unwrap_or_else(|| {
-            group_state(format!("group {} has no member that could have a key", view.group.name))
-        }))
+        Err(why.unwrap_or_else(|| nobody(&view.group.name)))
     }
 
     fn plan_for(
@@ -173,24 +174,15 @@ impl Lifecycle {
         };
         let plan = self.plan_for(call, errand, &meter)?;
         let secret_version = change.secret_version();
-        let wanted = KeyToMake {
-            block: (&*change).into(),
-            under: None,
-            len: if plan.value_len == 32 { KeyLen::Aes256 } else { KeyLen::Aes128 },
-            kek: &plan.kek_wrapped,
-        };
+        let block = (&*change).into();
+        let wanted = KeyToMake { block, under: None, len: len_of(&plan), kek: &plan.kek_wrapped };
         let made = self.taker.make_keys(&[wanted]).await.map_err(not_made)?;
         let made = made.into_iter().next().ok_or_else(|| not_taken("no key was made"))?;
         let made = self.made_of(made.map_err(|why| not_taken(&why.to_string()))?)?;
         drop(changes);
         let value = GroupValue { fingerprint: made.fingerprint, ..errand.value };
         let of_value = Errand { value, ..*errand };
-        let mut lines = self.lines_for(&of_value, &one_of_each(view, errand.place())).await?;
-        // The one that broadcasts go out on is there, whatever a member's policy names.
-        let name = LineName { fingerprint: made.fingerprint, originator: view.group.originator };
-        if errand.value.kind == KeyKind::Gbek && lines.iter().all(|line| line.name != name) {
-            lines.push(Line::undeclared(name));
-        }
+        let lines = self.lines_for(&of_value, &one_of_each(view, errand.place())).await?;
         Ok(First { title, plan, made, secret_version, lines })
     }
 
@@ -244,6 +236,10 @@ impl Lifecycle {
         self.writer.commit(changes, entries).await?;
         Ok(())
     }
+}
+
+fn nobody(name: &GroupName) -> LifecycleError {
+    group_state(format!("group {name} has no member that could have a key"))
 }
 
 /// Members that differ in the keys of this place: what one of each has says where a new line begins.

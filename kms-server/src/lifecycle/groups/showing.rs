@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{alone::membership_of, changing::alive};
+use super::{alone::membership_of, steps::alive};
 use crate::lifecycle::{error::LifecycleError, verbs::Lifecycle};
 use kms_core::{
     BlockNo, KeyKind, MeterId, MeterRecord, Record, RecordKey, SystemTitle,
@@ -54,30 +54,42 @@ impl GroupMember {
     }
 
     fn of(group: &Group, title: SystemTitle, record: Option<MeterRecord>) -> Self {
-        let far = |kind| {
-            let place = Place { setup: group.setup, kind };
-            let value = group.wanted(kind)?;
-            let meter = record.as_ref()?;
-            let version = holding(meter, place, value.fingerprint).map_or(0, |key| key.version);
-            Some((state_of(meter, place, value.fingerprint), version))
-        };
+        let far = |kind| record.as_ref().and_then(|meter| far(group, kind, meter));
         let nothing = match record {
             Some(_) => MemberState::NotStaged,
             None => MemberState::Gone,
         };
         let (gbek, gbek_version) = far(KeyKind::Gbek).unwrap_or((nothing, 0));
-        let gak = far(KeyKind::Gak);
+        let (gak, gak_version) = far(KeyKind::Gak).unwrap_or((nothing, 0));
         Self {
             meter_id: record.as_ref().map(|meter| meter.meter_id.clone()),
             title,
             gbek,
-            gak: gak
-                .map(|(state, _)| state)
-                .or_else(|| group.wanted(KeyKind::Gak).map(|_| nothing)),
+            gak: group.wanted(KeyKind::Gak).map(|_| gak),
             gbek_version,
-            gak_version: gak.map_or(0, |(_, version)| version),
+            gak_version,
             record,
         }
+    }
+}
+
+/// How far a meter is with the value of this kind, and in which version.
+fn far(group: &Group, kind: KeyKind, meter: &MeterRecord) -> Option<(MemberState, u16)> {
+    let place = Place { setup: group.setup, kind };
+    let value = group.wanted(kind)?.fingerprint;
+    let version = holding(meter, place, value).map_or(0, |key| key.version);
+    Some((state_of(meter, place, value), version))
+}
+
+/// The record of a member, where its block says that it is one.
+fn member_of(group: &Group, both: &[Option<Record>]) -> Option<MeterRecord> {
+    match both {
+        [Some(Record::Meter(meter)), Some(Record::Fact(Fact::Membership(its)))]
+            if its.stands() && its.group == group.name =>
+        {
+            Some(meter.clone())
+        }
+        _ => None,
     }
 }
 
@@ -104,14 +116,7 @@ impl Lifecycle {
                 .collect();
             let read = self.records.stand(block, &keys).await?;
             for (title, both) in titles.iter().zip(read.chunks(2)) {
-                let record = match both {
-                    [Some(Record::Meter(meter)), Some(Record::Fact(Fact::Membership(its)))]
-                        if its.stands() && its.group == group.name =>
-                    {
-                        Some(meter.clone())
-                    }
-                    _ => None,
-                };
+                let record = member_of(&group, both);
                 members.push(GroupMember::of(&group, *title, record));
             }
         }

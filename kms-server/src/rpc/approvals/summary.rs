@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use prost::Message as _;
 
-use super::about::{About, line, read, subject};
+use super::{
+    about::{About, line, read, subject},
+    group_summary::about_group,
+};
 use crate::rpc::access::verb::{Verb, of_groups};
 use kms_core::{enrolment::request::SignedRequest, wire::sealed::HEADER_BYTES_MAX};
 use kms_proto::v1::{
@@ -45,7 +48,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::GetMeterRotation => super::campaign_summary::about_campaign(verb, message),
         Verb::ListCampaigns => line("all campaigns".to_owned()),
         Verb::ReportWork => line("what came of work".to_owned()),
-        of_groups!() => super::group_summary::about_group(verb, message),
+        of_groups!() => about_group(verb, message),
         Verb::GetMeter => read(message, shown),
         Verb::ListMeters => read(message, listed),
         Verb::DeleteMeter => read(message, deleted),

@@ -32,34 +32,38 @@ pub(crate) fn kind(number: i32) -> Result<KeyKind, Refused> {
     shared.ok_or(field("kind", "it is GBEK or GAK"))
 }
 
+fn setup_of(number: u32) -> Result<SecuritySetup, Refused> {
+    let setup = u8::try_from(number).map(SecuritySetup);
+    setup.map_err(|_| field("security_setup", "it is 0 to 255"))
+}
+
+fn class_of(number: u32) -> Result<u8, Refused> {
+    let version = u8::try_from(number).ok().filter(|version| *version <= 1);
+    version.ok_or(field("class_version", "it is 0 or 1"))
+}
+
 /// A group that somebody wants.
 pub(crate) fn wanted(request: v1::CreateGroupRequest) -> Result<Group, Refused> {
-    let v1::CreateGroupRequest {
-        name: named,
-        security_setup,
-        client,
-        client_title,
-        authenticated,
-        class_version,
-        carrier: over,
-    } = request;
-    let setup = u8::try_from(security_setup).map(SecuritySetup);
-    let setup = setup.map_err(|_| field("security_setup", "it is 0 to 255"))?;
-    let class_version = u8::try_from(class_version).ok().filter(|version| *version <= 1);
+    let setup = setup_of(request.security_setup)?;
+    let over = Place { setup, kind: KeyKind::Gbek };
     Ok(Group {
-        name: name(&named)?,
+        name: name(&request.name)?,
         created_ms: 0,
         setup,
-        client: u16::try_from(client).map_err(|_| field("client", "it is 0 to 65,535"))?,
-        originator: words::title("client_title", &client_title)?,
-        authenticated,
-        class_version: class_version.ok_or(field("class_version", "it is 0 or 1"))?,
-        carrier: carrier(over, Place { setup, kind: KeyKind::Gbek })?,
+        client: client_of(request.client)?,
+        originator: words::title("client_title", &request.client_title)?,
+        authenticated: request.authenticated,
+        class_version: class_of(request.class_version)?,
+        carrier: carrier(request.carrier, over)?,
         deleted_ms: None,
         wants_ms: None,
         values: Vec::new(),
         members: Vec::new(),
     })
+}
+
+fn client_of(number: u32) -> Result<u16, Refused> {
+    u16::try_from(number).map_err(|_| field("client", "it is 0 to 65,535"))
 }
 
 /// Meters, of one call.
@@ -106,12 +110,8 @@ pub(crate) fn group(group: &Group) -> v1::Group {
 
 /// A value of a group.
 pub(crate) fn value(value: &GroupValue) -> v1::GroupValue {
-    v1::GroupValue {
-        kind: value.kind as i32,
-        kcv: kcv(value),
-        stage: value.stage as i32,
-        since_ms: value.since_ms,
-    }
+    let (kind, stage) = (value.kind as i32, value.stage as i32);
+    v1::GroupValue { kind, kcv: kcv(value), stage, since_ms: value.since_ms }
 }
 
 fn kcv(value: &GroupValue) -> Bytes {
@@ -131,40 +131,29 @@ pub(crate) fn member(member: &GroupMember) -> v1::GroupMember {
 }
 
 fn refused(refused: Vec<(MeterId, Refusal)>) -> Vec<v1::GroupRefusal> {
-    let one = |(id, Refusal { code, reason }): (MeterId, Refusal)| v1::GroupRefusal {
-        meter_id: id.to_string(),
-        code: code.word().to_owned(),
-        reason,
-    };
-    refused.into_iter().map(one).collect()
+    refused.into_iter().map(refusal).collect()
+}
+
+fn refusal((id, why): (MeterId, Refusal)) -> v1::GroupRefusal {
+    let (meter_id, code) = (id.to_string(), why.code.word().to_owned());
+    v1::GroupRefusal { meter_id, code, reason: why.reason }
 }
 
 /// Meters that came in.
 pub(crate) fn joined(joined: Joined, replicated: i32) -> v1::AddMembersResponse {
-    v1::AddMembersResponse {
-        added: joined.added as u32,
-        staged: joined.staged as u32,
-        refused: refused(joined.refused),
-        replicated,
-    }
+    let (added, staged) = (joined.added as u32, joined.staged as u32);
+    v1::AddMembersResponse { added, staged, refused: refused(joined.refused), replicated }
 }
 
 /// Meters that left.
 pub(crate) fn left(left: Left, replicated: i32) -> v1::RemoveMembersResponse {
-    v1::RemoveMembersResponse {
-        removed: left.removed as u32,
-        wants_gbek: left.wants_gbek,
-        refused: refused(left.refused),
-        replicated,
-    }
+    let (removed, wants_gbek) = (left.removed as u32, left.wants_gbek);
+    v1::RemoveMembersResponse { removed, wants_gbek, refused: refused(left.refused), replicated }
 }
 
 /// How far a rotation is.
 pub(crate) fn rotated(rotated: Rotated) -> v1::RotateGroupKeyResponse {
-    let (proved, reason) = match rotated.proved {
-        Proved::Yes | Proved::NotApplicable => (true, String::new()),
-        Proved::No(why) => (false, why),
-    };
+    let (proved, reason) = proved(rotated.proved);
     v1::RotateGroupKeyResponse {
         value: Some(value(&rotated.value)),
         already: rotated.already,
@@ -173,6 +162,13 @@ pub(crate) fn rotated(rotated: Rotated) -> v1::RotateGroupKeyResponse {
         refused: refused(rotated.brought.refused),
         proved,
         reason,
+    }
+}
+
+fn proved(proved: Proved) -> (bool, String) {
+    match proved {
+        Proved::Yes | Proved::NotApplicable => (true, String::new()),
+        Proved::No(why) => (false, why),
     }
 }
 

@@ -32,6 +32,7 @@ use kms_core::{
     KeyKind,
     audit::{AuditedCall, Detail, Subject},
     block::BlockMark,
+    fact::FactName,
 };
 
 /// Who keeps groups, and who broadcasts to them.
@@ -256,7 +257,9 @@ impl groups_server::Groups for GroupsService {
         let sent = self.transmitting.broadcast(&origin, &group, (&apdu, envelope)).await;
         let entry = self.audit.entry(&call, Subject::NONE);
         let entry = entry.with(Detail::Items, sent.messages.len() as u64);
-        self.audit.record(entry.with(Detail::Group, group.name.number())).await?;
+        self.audit
+            .record(entry.with(Detail::Group, FactName::of_group(&group.name).number()))
+            .await?;
         let misfit = Refused::Fault("a broadcast's answer does not fit what was asked");
         let answer = groups::broadcast(sent, group.members.len());
         answer.map(Response::new).ok_or(misfit.into())
