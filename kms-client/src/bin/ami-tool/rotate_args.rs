@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use kms_client::{
-    CampaignPolicy, CampaignWindow, KeyCarrier, KeyKind, MemberState, MeterId, MeterSelection,
+    CampaignPolicy, CampaignWindow, KeyCarrier, KeyKind, MemberState, MembersOf, MeterId,
+    MeterSelection,
 };
 
 use crate::key_args::Form;
@@ -174,21 +175,28 @@ impl Policy {
 pub(crate) struct Members {
     /// The campaign
     #[arg(value_name = "NAME")]
-    pub(crate) name: String,
+    name: String,
     /// Only those in this state
     #[arg(long, value_enum, value_name = "STATE")]
-    pub(crate) state: Option<State>,
+    state: Option<State>,
     /// Only those that may hold a key that they have not shown
     #[arg(long)]
-    pub(crate) exposed: bool,
+    exposed: bool,
     /// Show at most so many
     #[arg(long, value_name = "N")]
-    pub(crate) limit: Option<usize>,
+    limit: Option<usize>,
+}
+
+impl Members {
+    pub(crate) fn wanted(self) -> MembersOf {
+        let Self { name, state, exposed, limit } = self;
+        MembersOf { name, state: state.map(State::wanted), exposed, limit }
+    }
 }
 
 /// How far a member is.
 #[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum State {
+enum State {
     /// Not begun
     Waiting,
     /// Its key is staged and was not handed out
@@ -208,7 +216,7 @@ pub(crate) enum State {
 }
 
 impl State {
-    pub(crate) fn wanted(self) -> MemberState {
+    fn wanted(self) -> MemberState {
         match self {
             Self::Waiting => MemberState::Waiting,
             Self::Staged => MemberState::Staged,
