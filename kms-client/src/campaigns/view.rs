@@ -2,12 +2,14 @@
 
 use dlms::SystemTitle;
 use futures_util::{Stream, stream};
+use kms_core::campaign::Status as CampaignStatus;
+use kms_core::campaign::row::{Outcome as TransportOutcome, Phase as MemberState};
 use kms_proto::v1;
 use serde::Serialize;
 
-use super::policy::{CampaignPolicy, optional};
+use super::parts::{optional, said, there, time};
+use super::policy::CampaignPolicy;
 use super::work::KeyPair;
-use super::{CampaignStatus, MemberState, MembersOf, TransportOutcome, said, there, time};
 use crate::call::{CallError, ProtocolError};
 use crate::meter::{KeyInfo, numbered, title};
 use crate::names::title_hex;
@@ -18,6 +20,19 @@ use crate::stubs;
 
 /// Members of one page.
 const PAGE_SIZE: u32 = 500;
+
+/// Which members of a campaign are shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MembersOf {
+    /// The campaign.
+    pub name: String,
+    /// Only those in this state.
+    pub state: Option<MemberState>,
+    /// Only those that may hold a key that they have not shown.
+    pub exposed: bool,
+    /// At most so many; `None`: all.
+    pub limit: Option<usize>,
+}
 
 /// A campaign, and how far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

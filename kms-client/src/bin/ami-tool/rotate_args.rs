@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use kms_client::{
-    CampaignPolicy, CampaignWindow, KeyCarrier, KeyKind, MemberState, MembersOf, MeterId,
-    MeterSelection,
+    CampaignPolicy, CampaignWindow, KeyCarrier, MemberState, MembersOf, MeterId, MeterSelection,
 };
 
 use crate::key_args::Form;
-use crate::rotate_words::{kinds, seconds, selection, window};
+use crate::rotate_words::{Kinds, kinds, seconds, selection, window};
 
 pub(crate) const ROTATE_EXIT_CODES: &str = "\
 Exit codes:
@@ -126,10 +125,6 @@ struct Policy {
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     hls_lock: Option<u32>,
 }
-
-/// GUEK, GAK or both, each once: one word for clap.
-#[derive(Clone, Debug)]
-pub(crate) struct Kinds(pub(crate) Vec<KeyKind>);
 
 impl Start {
     /// Which meters, beside those of a file.
@@ -279,7 +274,7 @@ pub(crate) struct OfMeter {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use kms_client::AssociationForm;
+    use kms_client::{AssociationForm, KeyKind};
 
     use super::*;
 

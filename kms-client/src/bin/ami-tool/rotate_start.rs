@@ -195,8 +195,11 @@ fn end(begun: &Begun) -> Vec<String> {
     if begun.dry_run {
         return vec!["nothing was begun".to_owned()];
     }
-    let next = "next: the HES takes its meters (TakeWork); `rotate watch` shows how far it is";
-    vec![summary(&begun.campaign), next.to_owned()]
+    let name = &begun.campaign.name;
+    let next = format!(
+        "next: the HES takes its meters (TakeWork); `rotate watch {name}` shows how far it is"
+    );
+    vec![summary(&begun.campaign), next]
 }
 
 /// The ids of a file, each once, in its order.

@@ -2,10 +2,12 @@
 
 use kms_client::{CampaignWindow, KeyKind, MeterSelection};
 
-use crate::rotate_args::Kinds;
-
 const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 const DAY_S: u64 = 24 * 60 * 60;
+
+/// GUEK, GAK or both, each once: one word for clap.
+#[derive(Clone, Debug)]
+pub(crate) struct Kinds(pub(crate) Vec<KeyKind>);
 
 /// GUEK, GAK or both, each once.
 pub(crate) fn kinds(text: &str) -> Result<Kinds, String> {
