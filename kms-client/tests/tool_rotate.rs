@@ -44,6 +44,14 @@ fn ids(count: usize) -> tempfile::NamedTempFile {
     file
 }
 
+/// How many meters each call named, and whether more were to come.
+fn calls(script: &Script) -> Vec<(usize, bool)> {
+    let asked = script.campaigns.starts.lock().unwrap();
+    let named =
+        |start: &v1::StartCampaignRequest| start.selection.as_ref().unwrap().meter_ids.len();
+    asked.iter().map(|start| (named(start), start.more)).collect()
+}
+
 fn left_out() -> v1::LeftOut {
     let (meter_id, code) = ("m-9".into(), "NO_KEK".into());
     v1::LeftOut { meter_id, code, reason: "it has no KEK".into() }
@@ -90,18 +98,12 @@ async fn a_long_file_comes_in_with_several_calls_of_which_the_last_one_begins_it
     let output = tool(&config, &start).await;
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert!(said(&output).contains("20001 meters came in"), "{}", said(&output));
-    let asked = script.campaigns.starts.lock().unwrap();
-    let calls: Vec<(usize, bool)> = asked
-        .iter()
-        .map(|start| (start.selection.as_ref().unwrap().meter_ids.len(), start.more))
-        .collect();
-    assert_eq!(calls, [(10_000, true), (10_000, true), (1, false)]);
-    drop(asked);
+    assert_eq!(calls(&script), [(10_000, true), (10_000, true), (1, false)]);
     let empty = ids(0);
     let start = format!("start spring --kinds guek --meters {}", empty.path().display());
     let output = tool(&config, &start).await;
     assert_eq!(output.status.code(), Some(3), "{}", said(&output));
-    assert_eq!(script.campaigns.starts.lock().unwrap().len(), 3);
+    assert_eq!(calls(&script).len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

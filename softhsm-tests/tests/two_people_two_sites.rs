@@ -107,8 +107,6 @@ const CALLS: &[(Method, bool)] = &[
     (Method::RotationPauseCampaign, true),
     (Method::RotationResumeCampaign, true),
     (Method::RotationCancelCampaign, true),
-    (Method::RotationTakeWork, true),
-    (Method::RotationReportWork, true),
     (Method::RotationGetCampaign, false),
     (Method::RotationListCampaigns, false),
     (Method::RotationListCampaignMembers, false),

@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 use dlms::SystemTitle;
+use kms_core::campaign::row::{
+    Action as WorkAction, Outcome as TransportOutcome, Phase as CampaignMemberState,
+};
 use kms_proto::v1;
 use serde::{Serialize, Serializer};
 
-use super::policy::{optional, small};
-use super::{CampaignMemberState, TransportOutcome, WorkAction, said, there};
+use super::parts::{optional, said, small, there};
 use crate::call::ProtocolError;
 use crate::meter::{KeyKind, numbered, title};
 use crate::names::{MeterId, title_hex};

@@ -3,11 +3,20 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    KeyKind, KeyRecord, KeyState, MeterRecord,
+    KeyKind, KeyRecord, KeyState, MeterRecord, SecuritySetup,
     life::choosing::{Pair, Place},
 };
 
 use super::stepping::pairs;
+
+const GIVEN_UP: &str = "gives the staged version up: nobody has it but this service";
+const GIVEN_UP_SENT: &str = "gives the staged version up: only if it is sure that the meter does not hold it; takes two people";
+const NO_OTHER: &str = "it is known to others, and no other one follows: have a new one made";
+const CONDEMNED: &str = "it is to be destroyed: this takes that back";
+const FELL_BACK: &str =
+    "if the meter fell back to this version: what is sent goes out under it again";
+const SET_BACK: &str =
+    "if the meter was set back to this value: it goes on as a new version; takes two people";
 
 /// A step that somebody may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,51 +69,46 @@ impl At<'_> {
         }
     }
 
+    fn step(self, (verb, version): (&str, Option<u16>), reason: impl Into<String>) -> Advice {
+        Advice { command: self.command(verb, version), reason: reason.into() }
+    }
+
     /// One that waits to be shown.
     fn of_staged(self, staged: &KeyRecord, all: &mut Vec<Advice>) {
         let (version, transfer) = (staged.version, staged.life.transfer.as_ref());
-        let sent = transfer.is_some_and(|it| it.sent_ms.is_some());
-        if sent {
-            let carrier = transfer.map_or(self.place.setup, |it| it.carrier.setup);
-            let tried: Vec<String> = pairs(self.meter, carrier).iter().map(word).collect();
-            all.push(Advice {
-                command: format!("ami-tool decrypt --meter={} -", quoted(self.meter.meter_id.as_str())),
-                reason: format!(
-                    "version {version} was handed out and is not shown: authenticate to the meter (HLS), or read anything of \
-                     it, under each of the pairs {} (GUEK/GAK) in turn, and have what it sends opened: the pair that it \
-                     answers to is the one that it holds",
-                    tried.join(", ")
-                ),
-            });
-        }
-        all.push(Advice {
-            command: self.command("next-transfer", None),
-            reason: format!(
-                "version {version} is staged: send it, under the pair that the meter answers to"
-            ),
-        });
+        let sent = transfer.filter(|it| it.sent_ms.is_some());
+        all.extend(sent.map(|it| self.find_out(version, it.carrier.setup)));
+        let reason = format!(
+            "version {version} is staged: send it, under the pair that the meter answers to"
+        );
+        all.push(self.step(("next-transfer", None), reason));
         let (verb, reason) = match sent {
-            true => (
-                "destroy --last-way",
-                "gives the staged version up: only if it is sure that the meter does not hold it; takes two people",
-            ),
-            false => ("destroy", "gives the staged version up: nobody has it but this service"),
+            Some(_) => ("destroy --last-way", GIVEN_UP_SENT),
+            None => ("destroy", GIVEN_UP),
         };
-        let command = self.command(verb, Some(version));
-        all.push(Advice { command, reason: reason.to_owned() });
+        all.push(self.step((verb, Some(version)), reason));
+    }
+
+    /// Which pair the meter holds, of a version that was handed out.
+    fn find_out(self, version: u16, carrier: SecuritySetup) -> Advice {
+        let tried: Vec<String> = pairs(self.meter, carrier).iter().map(word).collect();
+        let tried = tried.join(", ");
+        Advice {
+            command: format!("ami-tool decrypt --meter={} -", quoted(self.meter.meter_id.as_str())),
+            reason: format!(
+                "version {version} was handed out and is not shown: authenticate to the meter (HLS), or read anything of it, \
+                 under each of the pairs {tried} (GUEK/GAK) in turn, and have what it sends opened: the pair that it answers to \
+                 is the one that it holds"
+            ),
+        }
     }
 
     /// One that others know and that nothing follows.
     fn of_compromised(self, all: &mut Vec<Advice>) {
         let compromised = |key: &KeyRecord| key.state == KeyState::Compromised;
-        if self.place.preferred(self.meter).is_none()
-            && self.place.versions(self.meter).any(compromised)
-        {
-            all.push(Advice {
-                command: self.command("stage", None),
-                reason: "it is known to others, and no other one follows: have a new one made"
-                    .to_owned(),
-            });
+        let is_lone = self.place.preferred(self.meter).is_none();
+        if is_lone && self.place.versions(self.meter).any(compromised) {
+            all.push(self.step(("stage", None), NO_OTHER));
         }
     }
 
@@ -112,24 +116,21 @@ impl At<'_> {
     fn of_versions(self, all: &mut Vec<Advice>) {
         let preferred = self.place.preferred(self.meter).map(|key| key.version);
         for key in self.place.versions(self.meter) {
-            let (verb, reason) = match key.state {
-                KeyState::Destroyed => continue,
-                _ if key.life.destroy_at_ms.is_some() => {
-                    ("restore", "it is to be destroyed: this takes that back")
-                }
-                KeyState::Active if preferred != Some(key.version) => (
-                    "rollback",
-                    "if the meter fell back to this version: what is sent goes out under it again",
-                ),
-                KeyState::Deactivated => (
-                    "revive",
-                    "if the meter was set back to this value: it goes on as a new version; takes two people",
-                ),
-                _ => continue,
-            };
-            let command = self.command(verb, Some(key.version));
-            all.push(Advice { command, reason: reason.to_owned() });
+            if let Some((verb, reason)) = back_to(key, preferred) {
+                all.push(self.step((verb, Some(key.version)), reason));
+            }
         }
+    }
+}
+
+/// How a version is gone back to, if it may be.
+fn back_to(key: &KeyRecord, preferred: Option<u16>) -> Option<(&'static str, &'static str)> {
+    match key.state {
+        KeyState::Destroyed => None,
+        _ if key.life.destroy_at_ms.is_some() => Some(("restore", CONDEMNED)),
+        KeyState::Active if preferred != Some(key.version) => Some(("rollback", FELL_BACK)),
+        KeyState::Deactivated => Some(("revive", SET_BACK)),
+        _ => None,
     }
 }
 

@@ -3,8 +3,6 @@
 //! [`args`] says what can be asked, one module a command carries it out, [`failure`] knows the exit
 //! codes.
 
-#[cfg(test)]
-mod advice_tests;
 mod approvals;
 mod args;
 mod asking;
@@ -162,3 +160,8 @@ async fn sync_meter(client: &KmsClient, what: SyncMeter, json: bool) -> Result<E
     let options = SyncOptions { target: String::new(), force: false, dry_run, blocks };
     syncing::run(client, options, json).await
 }
+
+#[cfg(test)]
+mod advice_tests;
+#[cfg(test)]
+mod rotate_samples_tests;

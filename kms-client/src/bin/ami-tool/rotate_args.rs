@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use kms_client::{
-    CampaignMemberState, CampaignPolicy, CampaignWindow, KeyCarrier, KeyKind, MeterId,
-    MeterSelection,
+    CampaignPolicy, CampaignWindow, KeyCarrier, CampaignMemberState, MembersOf, MeterId, MeterSelection,
 };
 
 use crate::key_args::Form;
-use crate::rotate_words::{kinds, seconds, selection, window};
+use crate::rotate_words::{Kinds, kinds, seconds, selection, window};
 
 pub(crate) const ROTATE_EXIT_CODES: &str = "\
 Exit codes:
@@ -127,10 +126,6 @@ struct Policy {
     hls_lock: Option<u32>,
 }
 
-/// GUEK, GAK or both, each once: one word for clap.
-#[derive(Clone, Debug)]
-pub(crate) struct Kinds(pub(crate) Vec<KeyKind>);
-
 impl Start {
     /// Which meters, beside those of a file.
     pub(crate) fn selection(&self) -> MeterSelection {
@@ -175,21 +170,28 @@ impl Policy {
 pub(crate) struct Members {
     /// The campaign
     #[arg(value_name = "NAME")]
-    pub(crate) name: String,
+    name: String,
     /// Only those in this state
     #[arg(long, value_enum, value_name = "STATE")]
-    pub(crate) state: Option<State>,
+    state: Option<State>,
     /// Only those that may hold a key that they have not shown
     #[arg(long)]
-    pub(crate) exposed: bool,
+    exposed: bool,
     /// Show at most so many
     #[arg(long, value_name = "N")]
-    pub(crate) limit: Option<usize>,
+    limit: Option<usize>,
+}
+
+impl Members {
+    pub(crate) fn wanted(self) -> MembersOf {
+        let Self { name, state, exposed, limit } = self;
+        MembersOf { name, state: state.map(State::wanted), exposed, limit }
+    }
 }
 
 /// How far a member is.
 #[derive(Clone, Copy, ValueEnum)]
-pub(crate) enum State {
+enum State {
     /// Not begun
     Waiting,
     /// Its key is staged and was not handed out
@@ -209,7 +211,7 @@ pub(crate) enum State {
 }
 
 impl State {
-    pub(crate) fn wanted(self) -> CampaignMemberState {
+    fn wanted(self) -> CampaignMemberState {
         match self {
             Self::Waiting => CampaignMemberState::Waiting,
             Self::Staged => CampaignMemberState::Staged,
@@ -272,7 +274,7 @@ pub(crate) struct OfMeter {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use kms_client::AssociationForm;
+    use kms_client::{AssociationForm, KeyKind};
 
     use super::*;
 

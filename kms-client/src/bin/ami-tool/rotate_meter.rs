@@ -1,47 +1,47 @@
 //! `rotate meter`: what stands of one meter whose keys are being changed, for whoever has to get it unstuck.
 
-use kms_client::{MeterId, MeterRotation};
+use kms_client::{KeyPair, MeterId, MeterRotation, NextAction};
 
 use crate::key_text::keys;
 use crate::rotate_text::{member, tried};
 
 /// Its keys, its campaign, the pairs that it may hold, what was tried, and what may be done next.
 pub(crate) fn stands(meter_id: &MeterId, rotation: &MeterRotation) -> String {
-    let MeterRotation { keys: all, campaign, member: found, pairs, actions } = rotation;
     let mut lines = vec![format!("meter {meter_id}")];
-    if !all.is_empty() {
-        lines.push(keys(all));
-    }
-    match (campaign, found) {
-        (Some(campaign), Some(found)) => {
-            lines.push(format!("campaign {campaign}  {}", member(found)));
-            lines.extend(found.tried.iter().map(tried));
-        }
-        _ => lines.push("campaign  it is a member of none".to_owned()),
-    }
-    let pairs: Vec<String> = pairs.iter().map(ToString::to_string).collect();
-    if !pairs.is_empty() {
-        let pairs = pairs.join(", ");
-        lines.push(format!(
-            "pairs that may open what it sends, the likeliest first (GUEK/GAK): {pairs}"
-        ));
-    }
-    if actions.is_empty() {
-        lines.push("next  nothing: none of its keys waits or may be gone back to".to_owned());
-    }
-    for action in actions {
-        lines.push(format!("next  {}", action.command));
-        lines.push(format!("      {}", action.reason));
-    }
+    lines.extend(Some(keys(&rotation.keys)).filter(|keys| !keys.is_empty()));
+    lines.extend(of_campaign(rotation));
+    lines.extend(pairs(&rotation.pairs));
+    lines.extend(actions(&rotation.actions));
     lines.join("\n")
+}
+
+fn of_campaign(rotation: &MeterRotation) -> Vec<String> {
+    let (Some(campaign), Some(found)) = (&rotation.campaign, &rotation.member) else {
+        return vec!["campaign  it is a member of none".to_owned()];
+    };
+    let mut lines = vec![format!("campaign {campaign}  {}", member(found))];
+    lines.extend(found.tried.iter().map(tried));
+    lines
+}
+
+fn pairs(pairs: &[KeyPair]) -> Option<String> {
+    let pairs: Vec<String> = pairs.iter().map(ToString::to_string).collect();
+    let text = "pairs that may open what it sends, the likeliest first (GUEK/GAK)";
+    (!pairs.is_empty()).then(|| format!("{text}: {}", pairs.join(", ")))
+}
+
+fn actions(actions: &[NextAction]) -> Vec<String> {
+    if actions.is_empty() {
+        return vec!["next  nothing: none of its keys waits or may be gone back to".to_owned()];
+    }
+    let two = |it: &NextAction| format!("next  {}\n      {}", it.command, it.reason);
+    actions.iter().map(two).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use kms_client::{KeyPair, NextAction};
-
     use super::*;
-    use crate::rotate_text::tests::member_of;
+    use crate::rotate_samples_tests::member_of;
 
     #[test]
     fn a_stuck_meter_says_what_was_tried_and_what_may_be_done() {

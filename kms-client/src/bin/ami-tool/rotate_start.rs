@@ -1,6 +1,6 @@
 //! `rotate start`: one call, or one for each 10,000 meters of a file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::failure::{Exit, Failure};
 use crate::rotate_args::Start;
 use crate::rotate_text::summary;
-use crate::text::{say, say_json, say_unreplicated};
+use crate::text::{say_unreplicated, show};
 
 /// Meters that are named one by one; with `--json` all that the service names.
 const SHOWN_MAX: usize = 50;
@@ -38,50 +38,57 @@ struct Begun {
 }
 
 pub(crate) async fn start(client: &KmsClient, what: Start, json: bool) -> Result<Exit, Failure> {
-    let mut selections = match &what.meters {
-        Some(file) => in_lots(read_ids(file)?)?,
-        None => vec![what.selection()],
-    };
+    let selections = selections(&what)?;
     let rotation = client.rotation();
-    let before = match what.dry_run {
-        true => members_before(&rotation, &what.name).await?,
-        false => BTreeMap::new(),
-    };
-    let (calls, mut begun) = (selections.len(), None::<Begun>);
-    for (number, selection) in selections.drain(..).enumerate() {
-        let start = CampaignStart {
-            name: what.name.clone(),
-            policy: what.policy(),
-            selection,
-            dry_run: what.dry_run,
-            more: number + 1 < calls,
-        };
-        let done = begun.as_ref().map_or(0, |begun| begun.added + begun.already);
+    let before = members_before(&rotation, &what).await?;
+    let calls = selections.len();
+    let mut begun: Option<Begun> = None;
+    for (number, selection) in (1..).zip(selections) {
+        let start = call_of(&what, selection, number < calls);
+        let done = begun.as_ref().map_or(0, Begun::members);
         let started = rotation.start_campaign(&start).await.map_err(|error| lost(error, done))?;
         begun = Some(with(begun, started, what.dry_run, &before));
     }
     let begun = begun.ok_or_else(|| Failure::usage("no meter was named"))?;
-    if json {
-        say_json(&begun)?
-    } else {
-        tell(&begun)?
+    show(json, &begun, || lines(&begun).join("\n"))?;
+    if !json {
+        say_unreplicated(begun.replicated)?;
     }
     Ok(Exit::good_if(begun.left_out_total == 0))
+}
+
+/// One for each call.
+fn selections(what: &Start) -> Result<Vec<MeterSelection>, Failure> {
+    match &what.meters {
+        Some(file) => in_lots(&read_ids(file)?),
+        None => Ok(vec![what.selection()]),
+    }
+}
+
+fn call_of(what: &Start, selection: MeterSelection, more: bool) -> CampaignStart {
+    let (name, policy, dry_run) = (what.name.clone(), what.policy(), what.dry_run);
+    CampaignStart { name, policy, selection, dry_run, more }
 }
 
 fn lost(error: CallError, done: u64) -> Failure {
     let is_unknown = matches!(error, CallError::OutcomeUnknown { .. });
     let failure = Failure::from(error);
     let failure = if is_unknown { failure.with_next(START_LOST) } else { failure };
-    match done {
-        0 => failure,
-        done => failure.after(format!("{done} meters are in; the same command goes on")),
+    if done == 0 {
+        return failure;
     }
+    failure.after(format!("{done} meters are in; the same command goes on"))
 }
 
-/// Members of the campaign that is filling already, by label: a dry run counts them with those that would come in.
-async fn members_before(rotation: &Rotation, name: &str) -> Result<BTreeMap<String, u64>, Failure> {
-    match rotation.campaign(name).await {
+/// Of a dry run the members of the campaign that is filling already, by label: it counts them with those that would come in.
+async fn members_before(
+    rotation: &Rotation,
+    what: &Start,
+) -> Result<BTreeMap<String, u64>, Failure> {
+    if !what.dry_run {
+        return Ok(BTreeMap::new());
+    }
+    match rotation.campaign(&what.name).await {
         Ok(campaign) => Ok(by_label(&campaign)),
         Err(CallError::Refused { code, .. }) if code == "NO_SUCH_CAMPAIGN" => Ok(BTreeMap::new()),
         Err(error) => Err(error.into()),
@@ -99,91 +106,113 @@ fn with(
     dry_run: bool,
     before: &BTreeMap<String, u64>,
 ) -> Begun {
-    let CampaignStarted { campaign, added, already, left_out, left_out_total, replicated } =
-        started;
-    let mut sum = sum.unwrap_or_else(|| Begun {
-        dry_run,
-        campaign: campaign.clone(),
-        by_label: BTreeMap::new(),
-        added: 0,
-        already: 0,
-        left_out: Vec::new(),
-        left_out_total: 0,
-        replicated,
-    });
+    let mut sum = sum.unwrap_or_else(|| Begun::none(dry_run, started.campaign.clone()));
     if dry_run {
-        for (label, members) in by_label(&campaign) {
-            let new = members.saturating_sub(before.get(&label).copied().unwrap_or_default());
-            if new > 0 {
-                *sum.by_label.entry(label).or_default() += new;
-            }
-        }
+        sum.add_labels(&started.campaign, before);
     }
-    sum.campaign = campaign;
-    sum.added += added;
-    sum.already += already;
-    sum.left_out.extend(left_out);
-    sum.left_out_total += left_out_total;
-    if replicated == Replicated::Unreplicated {
-        sum.replicated = replicated;
-    }
+    sum.add(started);
     sum
 }
 
-fn tell(begun: &Begun) -> Result<(), Failure> {
-    for line in lines(begun) {
-        say(&line)?;
+impl Begun {
+    fn none(dry_run: bool, campaign: Campaign) -> Self {
+        Self {
+            dry_run,
+            campaign,
+            by_label: BTreeMap::new(),
+            added: 0,
+            already: 0,
+            left_out: Vec::new(),
+            left_out_total: 0,
+            replicated: Replicated::NotApplicable,
+        }
     }
-    say_unreplicated(begun.replicated)
+
+    fn members(&self) -> u64 {
+        self.added + self.already
+    }
+
+    fn add(&mut self, started: CampaignStarted) {
+        self.campaign = started.campaign;
+        self.added += started.added;
+        self.already += started.already;
+        self.left_out.extend(started.left_out);
+        self.left_out_total += started.left_out_total;
+        if self.replicated != Replicated::Unreplicated {
+            self.replicated = started.replicated;
+        }
+    }
+
+    fn add_labels(&mut self, campaign: &Campaign, before: &BTreeMap<String, u64>) {
+        for (label, members) in by_label(campaign) {
+            let new = members.saturating_sub(before.get(&label).copied().unwrap_or_default());
+            if new > 0 {
+                *self.by_label.entry(label).or_default() += new;
+            }
+        }
+    }
 }
 
 fn lines(begun: &Begun) -> Vec<String> {
-    let Begun { dry_run, campaign, added, already, left_out, left_out_total, .. } = begun;
-    let mut lines = Vec::new();
+    let mut lines = vec![head(begun)];
+    lines.extend(begun.by_label.iter().map(|(label, count)| format!("label {label}  {count}")));
+    lines.extend(codes(&begun.left_out));
+    lines.extend(left_out(begun));
+    lines.extend(end(begun));
+    lines
+}
+
+fn head(begun: &Begun) -> String {
+    let Begun { dry_run, added, already, left_out_total, .. } = begun;
     let would = if *dry_run { "would come in" } else { "came in" };
     let already = if *already > 0 { format!(", {already} were in before") } else { String::new() };
-    lines.push(format!("{added} meters {would}{already}, {left_out_total} are left out"));
-    lines.extend(begun.by_label.iter().map(|(label, count)| format!("label {label}  {count}")));
+    format!("{added} meters {would}{already}, {left_out_total} are left out")
+}
+
+/// How many are left out for each reason, where there are several reasons.
+fn codes(left_out: &[LeftOut]) -> Vec<String> {
     let mut by_code: BTreeMap<&str, u64> = BTreeMap::new();
     left_out.iter().for_each(|it| *by_code.entry(&it.code).or_default() += 1);
-    if by_code.len() > 1 {
-        lines.extend(by_code.iter().map(|(code, count)| format!("left out  {code}  {count}")));
-    }
-    let named = left_out.iter().take(SHOWN_MAX);
-    lines.extend(named.map(|it| format!("left out  {}  {}: {}", it.meter_id, it.code, it.reason)));
-    let unnamed = left_out_total.saturating_sub(left_out.len().min(SHOWN_MAX) as u64);
+    let several = if by_code.len() > 1 { by_code } else { BTreeMap::new() };
+    several.iter().map(|(code, count)| format!("left out  {code}  {count}")).collect()
+}
+
+fn left_out(begun: &Begun) -> Vec<String> {
+    let named = begun.left_out.iter().take(SHOWN_MAX);
+    let mut lines: Vec<String> = named.map(left_out_line).collect();
+    let unnamed = begun.left_out_total.saturating_sub(lines.len() as u64);
     if unnamed > 0 {
         lines.push(format!("… and {unnamed} more are left out"));
     }
-    if *dry_run {
-        lines.push("nothing was begun".to_owned());
-        return lines;
-    }
-    lines.push(summary(campaign));
-    lines.push(format!(
-        "next: the HES takes its meters (TakeWork); `rotate watch {}` shows how far it is",
-        campaign.name
-    ));
     lines
+}
+
+fn left_out_line(it: &LeftOut) -> String {
+    format!("left out  {}  {}: {}", it.meter_id, it.code, it.reason)
+}
+
+fn end(begun: &Begun) -> Vec<String> {
+    if begun.dry_run {
+        return vec!["nothing was begun".to_owned()];
+    }
+    let name = &begun.campaign.name;
+    let next = format!(
+        "next: the HES takes its meters (TakeWork); `rotate watch {name}` shows how far it is"
+    );
+    vec![summary(&begun.campaign), next]
 }
 
 /// The ids of a file, each once, in its order.
 fn read_ids(path: &Path) -> Result<Vec<MeterId>, Failure> {
-    let failed = |error: io::Error| Failure::files(format!("{}: {error}", path.display()));
-    let reader: Box<dyn BufRead> = match path.to_str() {
-        Some("-") => Box::new(io::stdin().lock()),
-        _ => Box::new(BufReader::new(File::open(path).map_err(failed)?)),
-    };
-    let (mut ids, mut known) = (Vec::new(), std::collections::BTreeSet::new());
-    for (number, line) in (1_u64..).zip(reader.lines()) {
-        let line = line.map_err(failed)?;
+    let (mut ids, mut known) = (Vec::new(), BTreeSet::new());
+    for (number, line) in (1_u64..).zip(opened(path)?.lines()) {
+        let line = line.map_err(|error| failed(path, &error))?;
         let word = line.trim_start_matches('\u{FEFF}').trim();
         if word.is_empty() {
             continue;
         }
-        let id = MeterId::new(word).map_err(|error| {
-            Failure::files(format!("{}, line {number}: {error}", path.display()))
-        })?;
+        let id =
+            MeterId::new(word).map_err(|error| failed(path, &format!("line {number}: {error}")))?;
         if known.insert(id.clone()) {
             ids.push(id);
         }
@@ -191,14 +220,28 @@ fn read_ids(path: &Path) -> Result<Vec<MeterId>, Failure> {
     Ok(ids)
 }
 
+fn opened(path: &Path) -> Result<Box<dyn BufRead>, Failure> {
+    if path == Path::new("-") {
+        return Ok(Box::new(io::stdin().lock()));
+    }
+    let file = File::open(path).map_err(|error| failed(path, &error))?;
+    Ok(Box::new(BufReader::new(file)))
+}
+
+fn failed(path: &Path, why: &dyn std::fmt::Display) -> Failure {
+    Failure::files(format!("{}: {why}", path.display()))
+}
+
 /// As many in each as one call may name. No ids are no selection: that would be all meters.
-fn in_lots(ids: Vec<MeterId>) -> Result<Vec<MeterSelection>, Failure> {
+fn in_lots(ids: &[MeterId]) -> Result<Vec<MeterSelection>, Failure> {
     if ids.is_empty() {
         return Err(Failure::files("the file names no meter"));
     }
-    let lots = ids.chunks(MeterSelection::IDS_MAX);
-    let lot = |ids: &[MeterId]| MeterSelection { meter_ids: ids.to_vec(), ..Default::default() };
-    Ok(lots.map(lot).collect())
+    Ok(ids.chunks(MeterSelection::IDS_MAX).map(lot).collect())
+}
+
+fn lot(ids: &[MeterId]) -> MeterSelection {
+    MeterSelection { meter_ids: ids.to_vec(), ..MeterSelection::default() }
 }
 
 #[cfg(test)]
@@ -206,7 +249,7 @@ mod tests {
     use kms_client::{CampaignLabel, CampaignStatus};
 
     use super::*;
-    use crate::rotate_text::tests::spring;
+    use crate::rotate_samples_tests::spring;
 
     fn started(members: u64) -> CampaignStarted {
         let mut campaign = spring(CampaignStatus::Filling);
@@ -247,10 +290,10 @@ mod tests {
     fn a_file_is_cut_into_calls_and_an_empty_one_is_no_selection() {
         let id = |number: usize| MeterId::new(&format!("m-{number}")).unwrap();
         let ids: Vec<MeterId> = (0..20_001).map(id).collect();
-        let lots = in_lots(ids).unwrap();
+        let lots = in_lots(&ids).unwrap();
         let lens: Vec<usize> = lots.iter().map(|lot| lot.meter_ids.len()).collect();
         assert_eq!(lens, [10_000, 10_000, 1]);
-        assert!(in_lots(Vec::new()).is_err());
+        assert!(in_lots(&[]).is_err());
     }
 
     #[test]

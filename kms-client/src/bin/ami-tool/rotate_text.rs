@@ -2,7 +2,7 @@
 
 use kms_client::{
     Campaign, CampaignLabel, CampaignMember, CampaignPolicy, CampaignProgress, CampaignStatus,
-    KeyTried, title_text,
+    KeyCarrier, KeyTried, title_text,
 };
 use kms_core::date::date;
 
@@ -11,28 +11,26 @@ use crate::text::block;
 
 /// All of it.
 pub(crate) fn campaign(shown: &Campaign) -> String {
+    let mut lines = vec![block(&rows(shown))];
+    lines.extend(shown.labels.iter().map(of_label));
+    lines.extend(next(shown).map(|next| format!("next: {next}")));
+    lines.join("\n")
+}
+
+fn rows(shown: &Campaign) -> Vec<(&'static str, String)> {
+    let driver = shown.driver.as_deref().unwrap_or("nobody now");
     let mut rows = vec![
         ("campaign", shown.name.clone()),
         ("status", status(shown)),
         ("policy", policy(&shown.policy)),
         ("begun", format!("{}, asked for by {}", date(shown.started_ms), shown.asked_by)),
+        ("driven by", driver.to_owned()),
+        ("members", counts(&shown.progress)),
+        ("exposed", exposed(&shown.progress)),
+        ("pace", pace(shown)),
     ];
     rows.extend(shown.ended_ms.map(|ended| ("ended", date(ended))));
-    let driver = shown.driver.as_deref().unwrap_or("nobody now");
-    rows.push(("driven by", driver.to_owned()));
-    rows.push(("members", counts(&shown.progress)));
-    rows.push(("exposed", exposed(&shown.progress)));
-    rows.push(("pace", pace(shown)));
-    let mut text = block(&rows);
-    for label in &shown.labels {
-        text.push('\n');
-        text.push_str(&of_label(label));
-    }
-    if let Some(next) = next(shown) {
-        text.push_str("\nnext: ");
-        text.push_str(&next);
-    }
-    text
+    rows
 }
 
 /// How it stands, and why.
@@ -60,43 +58,66 @@ pub(crate) fn summary(shown: &Campaign) -> String {
 }
 
 fn policy(policy: &CampaignPolicy) -> String {
-    let kinds: Vec<&str> = policy.kinds.iter().map(|kind| kind.word()).collect();
-    let mut text = format!("{} of security setup {}", kinds.join(", then "), policy.security_setup);
-    text.push_str(&format!(", class 64 version {}", policy.class_version));
-    if let Some(carrier) = &policy.carrier {
-        let client = match carrier.client {
-            0 => "each meter's default client".to_owned(),
-            client => format!("client {client}"),
-        };
-        text.push_str(&format!(
-            ", over {client} of setup {} ({})",
-            carrier.security_setup, carrier.form
-        ));
+    let way = policy.carrier.as_ref().map(over).unwrap_or_default();
+    format!("{}{way}; {}; {}; {}", what(policy), when(policy), bounds(policy), tries(policy))
+}
+
+fn what(policy: &CampaignPolicy) -> String {
+    let CampaignPolicy { kinds, security_setup, class_version, .. } = policy;
+    let kinds: Vec<&str> = kinds.iter().map(|kind| kind.word()).collect();
+    let kinds = kinds.join(", then ");
+    format!("{kinds} of security setup {security_setup}, class 64 version {class_version}")
+}
+
+/// The way that keys take.
+fn over(carrier: &KeyCarrier) -> String {
+    let KeyCarrier { security_setup, client, form } = carrier;
+    match client {
+        0 => format!(", over each meter's default client of setup {security_setup} ({form})"),
+        client => format!(", over client {client} of setup {security_setup} ({form})"),
     }
+}
+
+fn when(policy: &CampaignPolicy) -> String {
     let windows: Vec<String> = policy.windows.iter().map(window_text).collect();
     let windows = if windows.is_empty() { "at any time".to_owned() } else { windows.join(" ") };
-    let rate = match policy.rate_per_hour {
-        0 => "no bound".to_owned(),
-        rate => rate.to_string(),
-    };
-    text.push_str(&format!(
-        "; {windows}, {rate} an hour, exposure cap {}, canaries {}, error budget {} of 1,000, {} tries, retry {}, lease {}, \
-         lock after {} failures for {}",
-        policy.exposure_cap,
-        policy.canaries.unwrap_or_default(),
-        policy.error_budget_permille.unwrap_or_default(),
-        policy.tries_max,
-        seconds_text(policy.retry_s),
-        seconds_text(policy.lease_s),
-        policy.hls_failures_max,
-        seconds_text(policy.hls_lock_s),
-    ));
-    text
+    match policy.rate_per_hour {
+        0 => windows,
+        rate => format!("{windows}, {rate} an hour"),
+    }
+}
+
+fn bounds(policy: &CampaignPolicy) -> String {
+    let CampaignPolicy { exposure_cap, canaries, error_budget_permille, .. } = policy;
+    let (canaries, budget) =
+        (canaries.unwrap_or_default(), error_budget_permille.unwrap_or_default());
+    format!("exposure cap {exposure_cap}, canaries {canaries}, error budget {budget} of 1,000")
+}
+
+fn tries(policy: &CampaignPolicy) -> String {
+    let CampaignPolicy { tries_max, hls_failures_max, .. } = policy;
+    let [retry, lease, lock] =
+        [policy.retry_s, policy.lease_s, policy.hls_lock_s].map(seconds_text);
+    format!(
+        "{tries_max} tries, retry {retry}, lease {lease}, lock after {hls_failures_max} failures for {lock}"
+    )
 }
 
 /// Members by state: those states that some are in.
 pub(crate) fn counts(progress: &CampaignProgress) -> String {
-    let all = [
+    let all = by_state(progress);
+    let some: Vec<String> = all.into_iter().filter_map(some_of).collect();
+    let more = [(progress.unreachable, "not reached"), (progress.leased, "under a lease")];
+    let more = more.into_iter().filter_map(some_of).map(|it| format!("; {it}"));
+    format!("{}: {}{}", progress.members, some.join(", "), more.collect::<String>())
+}
+
+fn some_of((count, word): (u64, &str)) -> Option<String> {
+    (count > 0).then(|| format!("{count} {word}"))
+}
+
+fn by_state(progress: &CampaignProgress) -> [(u64, &'static str); 8] {
+    [
         (progress.waiting, "waiting"),
         (progress.staged, "staged"),
         (progress.sent, "sent"),
@@ -105,17 +126,7 @@ pub(crate) fn counts(progress: &CampaignProgress) -> String {
         (progress.failed, "failed"),
         (progress.skipped, "skipped"),
         (progress.left, "left"),
-    ];
-    let some = all.iter().filter(|(count, _)| *count > 0);
-    let some: Vec<String> = some.map(|(count, word)| format!("{count} {word}")).collect();
-    let mut text = format!("{}: {}", progress.members, some.join(", "));
-    if progress.unreachable > 0 {
-        text.push_str(&format!("; {} not reached", progress.unreachable));
-    }
-    if progress.leased > 0 {
-        text.push_str(&format!("; {} under a lease", progress.leased));
-    }
-    text
+    ]
 }
 
 fn exposed(progress: &CampaignProgress) -> String {
@@ -160,30 +171,27 @@ fn next(shown: &Campaign) -> Option<String> {
     }
 }
 
-/// One line of a list, and the pairs that were tried below it.
+/// One line of a list.
 pub(crate) fn member(one: &CampaignMember) -> String {
     let id = if one.meter_id.is_empty() { "(not readable)" } else { &one.meter_id };
-    let mut text = format!("{id}  {}  {}  {}", title_text(&one.system_title), one.label, one.state);
-    let flags =
-        [(one.canary, "canary"), (one.exposed, "exposed"), (one.unreachable, "not reached")];
-    for (_, word) in flags.iter().filter(|(is, _)| *is) {
-        text.push_str(", ");
-        text.push_str(word);
-    }
-    if one.failures > 0 {
-        text.push_str(&format!(", {} failures", one.failures));
-    }
-    if let Some(outcome) = one.last_outcome {
-        text.push_str(&format!(", last {outcome}"));
-    }
-    if let Some(reason) = &one.reason {
-        text.push_str(&format!(", {reason}"));
-    }
-    if let Some(until) = one.until_ms {
-        let word = if one.leased { "under a lease until" } else { "tried again from" };
-        text.push_str(&format!(", {word} {}", date(until)));
-    }
-    text
+    let CampaignMember { label, state, .. } = one;
+    let mut words = vec![format!("{id}  {}  {label}  {state}", title_text(&one.system_title))];
+    words.extend(flags(one).map(str::to_owned));
+    words.extend((one.failures > 0).then(|| format!("{} failures", one.failures)));
+    words.extend(one.last_outcome.map(|outcome| format!("last {outcome}")));
+    words.extend(one.reason.clone());
+    words.extend(one.until_ms.map(|until| due(one.leased, until)));
+    words.join(", ")
+}
+
+fn flags(one: &CampaignMember) -> impl Iterator<Item = &'static str> + use<> {
+    let all = [(one.canary, "canary"), (one.exposed, "exposed"), (one.unreachable, "not reached")];
+    all.into_iter().filter_map(|(is, word)| is.then_some(word))
+}
+
+fn due(leased: bool, until_ms: u64) -> String {
+    let word = if leased { "under a lease until" } else { "tried again from" };
+    format!("{word} {}", date(until_ms))
 }
 
 /// A pair that was tried: when, how that went, and how the answer began.
@@ -193,35 +201,9 @@ pub(crate) fn tried(one: &KeyTried) -> String {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use kms_client::{CampaignMemberState, KeyKind, SystemTitle, TransportOutcome};
-
+mod tests {
     use super::*;
-
-    pub(crate) fn spring(status: CampaignStatus) -> Campaign {
-        let progress = CampaignProgress {
-            members: 10,
-            waiting: 5,
-            sent: 2,
-            done: 2,
-            failed: 1,
-            exposed: 3,
-            orphans: 1,
-            ..CampaignProgress::default()
-        };
-        Campaign {
-            name: "spring".into(),
-            status,
-            reason: None,
-            policy: CampaignPolicy { kinds: vec![KeyKind::Guek], ..CampaignPolicy::default() },
-            started_ms: 0,
-            ended_ms: None,
-            asked_by: "alice".into(),
-            driver: None,
-            progress,
-            labels: vec![CampaignLabel { label: "MMM".into(), progress, canaries_done: false }],
-        }
-    }
+    use crate::rotate_samples_tests::{member_of, spring};
 
     #[test]
     fn a_campaign_says_how_it_stands_and_what_to_do() {
@@ -240,30 +222,6 @@ pub(crate) mod tests {
         assert!(text.contains("`rotate members spring --exposed` names them"), "{text}");
         assert!(line(&over).contains("2 of 10 done, 1 failed, 3 exposed, 1 orphans"));
         assert!(summary(&spring(CampaignStatus::Filling)).contains("repeat the start"));
-    }
-
-    pub(crate) fn member_of() -> CampaignMember {
-        let pair = kms_client::KeyPair { encryption_key_version: 2, authentication_key_version: 1 };
-        CampaignMember {
-            meter_id: "m-1".into(),
-            system_title: SystemTitle::new([0x4D; 8]),
-            label: "MMM".into(),
-            state: CampaignMemberState::Failed,
-            canary: true,
-            exposed: true,
-            unreachable: false,
-            failures: 5,
-            until_ms: Some(60_000),
-            leased: false,
-            last_outcome: Some(TransportOutcome::NoAnswer),
-            reason: None,
-            tried: vec![KeyTried {
-                at_ms: 0,
-                pair,
-                outcome: TransportOutcome::Answered,
-                frame: "DB08".into(),
-            }],
-        }
     }
 
     #[test]

@@ -4,44 +4,64 @@ use std::io::{self, IsTerminal as _};
 
 use futures_util::StreamExt as _;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use kms_client::{Campaign, CampaignProgress, CampaignStatus, KmsClient};
+use kms_client::{CallError, Campaign, CampaignProgress, CampaignStatus, KmsClient};
 use kms_core::date::date;
 
 use crate::failure::{Exit, Failure};
 use crate::rotate_args::Watch;
 use crate::rotate_text::{campaign, counts, status};
-use crate::text::{say, say_json};
+use crate::text::{say, show};
 
 pub(crate) async fn watch(client: &KmsClient, what: Watch, json: bool) -> Result<Exit, Failure> {
-    let Watch { name, every } = what;
-    let mut looks = client.rotation().watch_campaign(&name, every);
-    let is_live = !json && io::stderr().is_terminal();
-    let bar = bar(is_live);
-    let mut last: Option<Campaign> = None;
+    let mut looks = client.rotation().watch_campaign(&what.name, what.every);
+    let mut display = Display::new(json);
     while let Some(now) = looks.next().await {
-        let now = now.map_err(|error| {
-            Failure::from(error).after("the campaign goes on; run it again to go on watching")
-        })?;
-        if json {
-            say_json(&now)?;
-        } else if !is_live {
-            say(&line(&now))?;
-        } else if last.as_ref().is_none_or(|last| status(last) != status(&now)) {
-            bar.suspend(|| say(&format!("{} is {}", now.name, status(&now))))?;
-        }
-        bar.set_length(now.progress.members);
-        bar.set_position(now.progress.over());
-        bar.set_message(figures(&now));
-        last = Some(now);
+        display.look(now.map_err(cut_off)?)?;
     }
-    bar.finish_and_clear();
-    let Some(last) = last.filter(|last| last.status.is_over()) else {
-        return Err(Failure::refused("FAULT", "the server ended without saying how it went"));
-    };
+    let last = display.end()?;
     if !json {
         say(&campaign(&last))?;
     }
     Ok(Exit::good_if(is_good(&last)))
+}
+
+fn cut_off(error: CallError) -> Failure {
+    Failure::from(error).after("the campaign goes on; run it again to go on watching")
+}
+
+/// Where looks go: to a terminal as figures that move, elsewhere as lines.
+struct Display {
+    json: bool,
+    is_live: bool,
+    bar: ProgressBar,
+    last: Option<Campaign>,
+}
+
+impl Display {
+    fn new(json: bool) -> Self {
+        let is_live = !json && io::stderr().is_terminal();
+        Self { json, is_live, bar: bar(is_live), last: None }
+    }
+
+    fn look(&mut self, now: Campaign) -> Result<(), Failure> {
+        if !self.is_live {
+            show(self.json, &now, || line(&now))?;
+        } else if self.last.as_ref().is_none_or(|last| status(last) != status(&now)) {
+            self.bar.suspend(|| say(&format!("{} is {}", now.name, status(&now))))?;
+        }
+        self.bar.set_length(now.progress.members);
+        self.bar.set_position(now.progress.over());
+        self.bar.set_message(figures(&now));
+        self.last = Some(now);
+        Ok(())
+    }
+
+    /// The last look, which has to say that it is over.
+    fn end(self) -> Result<Campaign, Failure> {
+        self.bar.finish_and_clear();
+        let over = self.last.filter(|last| last.status.is_over());
+        over.ok_or_else(|| Failure::refused("FAULT", "the server ended without saying how it went"))
+    }
 }
 
 /// All members have their keys.
@@ -71,7 +91,7 @@ fn line(now: &Campaign) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rotate_text::tests::spring;
+    use crate::rotate_samples_tests::spring;
 
     #[test]
     fn a_watch_is_good_if_all_members_have_their_keys() {

@@ -2,10 +2,12 @@
 
 use kms_client::{CampaignWindow, KeyKind, MeterSelection};
 
-use crate::rotate_args::Kinds;
-
 const DAYS: [&str; 7] = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"];
 const DAY_S: u64 = 24 * 60 * 60;
+
+/// GUEK, GAK or both, each once: one word for clap.
+#[derive(Clone, Debug)]
+pub(crate) struct Kinds(pub(crate) Vec<KeyKind>);
 
 /// GUEK, GAK or both, each once.
 pub(crate) fn kinds(text: &str) -> Result<Kinds, String> {
@@ -107,29 +109,40 @@ pub(crate) fn seconds_text(seconds: u32) -> String {
 pub(crate) fn selection(text: &str) -> Result<MeterSelection, String> {
     let mut wanted = MeterSelection::default();
     for word in text.split(',') {
-        let (name, value) = word.split_once('=').unwrap_or((word, ""));
-        match (name, value) {
-            ("compromised", "") if !word.contains('=') => wanted.compromised = true,
-            ("profile", value) if !value.is_empty() => value.clone_into(&mut wanted.profile),
-            ("id", value) if !value.is_empty() => value.clone_into(&mut wanted.id_prefix),
-            ("title", value) if !value.is_empty() => {
-                let bytes = hex::decode(value).ok().filter(|bytes| bytes.len() <= 8);
-                let problem = "title= takes the beginning of a system title, 2 to 16 hex digits";
-                wanted.title_prefix = bytes.ok_or(problem)?;
-            }
-            ("older-than", value) => {
-                let days = value.strip_suffix('d').and_then(|days| days.parse().ok());
-                let problem = "older-than= takes days: older-than=365d";
-                wanted.older_than_days = days.filter(|days| *days > 0).ok_or(problem)?;
-            }
-            _ => {
-                return Err(format!(
-                    "{word:?} is none of profile=NAME, id=PREFIX, title=HEX, older-than=365d and compromised"
-                ));
-            }
+        match word.split_once('=') {
+            None if word == "compromised" => wanted.compromised = true,
+            Some((name, value)) if !value.is_empty() => select(&mut wanted, name, value)?,
+            _ => return Err(no_such(word)),
         }
     }
     Ok(wanted)
+}
+
+fn select(wanted: &mut MeterSelection, name: &str, value: &str) -> Result<(), String> {
+    match name {
+        "profile" => value.clone_into(&mut wanted.profile),
+        "id" => value.clone_into(&mut wanted.id_prefix),
+        "title" => wanted.title_prefix = title_prefix(value)?,
+        "older-than" => wanted.older_than_days = days(value)?,
+        _ => return Err(no_such(name)),
+    }
+    Ok(())
+}
+
+fn no_such(word: &str) -> String {
+    format!(
+        "{word:?} is none of profile=NAME, id=PREFIX, title=HEX, older-than=365d and compromised"
+    )
+}
+
+fn title_prefix(digits: &str) -> Result<Vec<u8>, &'static str> {
+    let bytes = hex::decode(digits).ok().filter(|bytes| bytes.len() <= 8);
+    bytes.ok_or("title= takes the beginning of a system title, 2 to 16 hex digits")
+}
+
+fn days(text: &str) -> Result<u32, &'static str> {
+    let days = text.strip_suffix('d').and_then(|days| days.parse().ok());
+    days.filter(|days| *days > 0).ok_or("older-than= takes days: older-than=365d")
 }
 
 #[cfg(test)]
