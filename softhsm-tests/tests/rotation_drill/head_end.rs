@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::{StreamExt as _, stream};
 use kms_proto::v1::{
-    self, CampaignStatus, KeyPair, MemberState, TransportOutcome as Outcome, Work, WorkAction,
+    self, CampaignStatus, KeyPair, TransportOutcome as Outcome, Work, WorkAction,
     rotation_client::RotationClient,
 };
 use simulated_meter::{acse, cuts::Cut, frame::Frame};
@@ -19,7 +19,7 @@ use super::{
     common::fleet::id,
     fates::Fates,
     field::{ALWAYS, BY_HLS, Field, is_exception},
-    probing::protect,
+    probing::{Tried, Wanted, protect},
     sites::{PATIENCE, Sites},
 };
 
@@ -28,7 +28,7 @@ const MOST: u32 = 256;
 /// Calls at a time.
 const AT_ONCE: usize = 16;
 /// A campaign that gets nowhere for so long is stuck.
-const STUCK: Duration = Duration::from_secs(180);
+const STUCK: Duration = Duration::from_secs(60);
 /// Behind the beginning of calls, a kill among them.
 const AMONG: Duration = Duration::from_millis(15);
 /// A report is sent again so often.
@@ -106,9 +106,10 @@ impl Drill {
             };
             match within(self.sites.head_end().take_work(request)).await {
                 Ok(taken) if !taken.work.is_empty() => {
-                    moved = Instant::now();
-                    self.work_on(taken.work).await;
-                    continue;
+                    if self.work_on(taken.work).await {
+                        moved = Instant::now();
+                        continue;
+                    }
                 }
                 Ok(_) if self.is_over().await => return,
                 Ok(_) => {}
@@ -140,17 +141,20 @@ impl Drill {
         false
     }
 
-    /// These, until nothing more is to be done under their leases.
-    async fn work_on(&mut self, mut works: Vec<Work>) {
+    /// These, until nothing more is to be done under their leases. Whether anything came of it.
+    async fn work_on(&mut self, mut works: Vec<Work>) -> bool {
+        let mut moved = false;
         while !works.is_empty() {
             let mut acts: Vec<Act> = works.into_iter().map(|work| self.begun(work)).collect();
             self.restart(&mut acts);
             self.associate(&mut acts).await;
             self.transfer(&mut acts).await;
             self.probe(&mut acts).await;
+            moved |= acts.iter().any(|act| act.outcome != Some(Outcome::GivenBack));
             self.strike(&mut acts).await;
             works = self.report(acts).await;
         }
+        moved
     }
 
     fn begun(&mut self, work: Work) -> Act {
@@ -242,11 +246,12 @@ impl Drill {
         done
     }
 
-    /// Under which pair does it answer?
+    /// Under which pair does it answer? What is staged protects no question: there it has to authenticate.
     async fn probe(&mut self, acts: &mut [Act]) {
         self.seen.probes += acts.iter().filter(|act| act.is(WorkAction::Probe)).count() as u64;
         let most = acts.iter().map(|act| act.work.pairs.len()).max().unwrap_or_default();
         for round in 0..most {
+<<<<<<< HEAD
             let wanted = |early: bool, acts: &[Act]| -> Vec<(usize, u64, KeyPair)> {
                 let acts = acts.iter().enumerate().filter(|(_, act)| act.is(WorkAction::Probe));
                 let some = acts.filter(|(_, act)| (round == 0 && act.is_struck_early()) == early);
@@ -273,6 +278,37 @@ impl Drill {
                 } else {
                     act.in_vain.push(pair);
                 }
+||||||| d9318b6
+            let wanted = |early: bool, acts: &[Act]| -> Vec<(usize, u64, KeyPair)> {
+                let acts = acts.iter().enumerate().filter(|(_, act)| act.is(WorkAction::Probe));
+                let some = acts.filter(|(_, act)| (round == 0 && act.is_struck_early()) == early);
+                let pair = |(at, act): (usize, &Act)| Some((at, act.n, *act.work.pairs.get(round)?));
+                some.filter_map(pair).collect()
+            };
+            let mut sent = protect(self.sites.ciphering(), wanted(false, acts)).await;
+            let struck = wanted(true, acts);
+            if !struck.is_empty() {
+                let asked = struck.len();
+                let some = self.killed_among(protect(self.sites.ciphering(), struck)).await;
+                self.seen.cut_off += (asked - some.len()) as u64;
+                sent.extend(some);
+            }
+            for (at, pair, apdu) in sent {
+                let act = &mut acts[at];
+                let cut = act.cut.filter(|_| round == 0);
+                let back = self.field.exchange(act.n, (ALWAYS, &apdu), cut);
+                let is_own = back.iter().any(|it| Frame::read(it).is_some());
+                act.apdus.extend(back);
+                if is_own || cut == Some(Cut::HeadEndKilled) {
+                    act.outcome = Some(Outcome::Answered);
+                } else {
+                    act.in_vain.push(pair);
+                }
+=======
+            for is_struck in [false, true] {
+                self.authenticate_in(acts, (round, is_struck)).await;
+                self.ask_in(acts, (round, is_struck)).await;
+>>>>>>> wt-drill
             }
         }
         for act in acts.iter_mut().filter(|act| act.is(WorkAction::Probe)) {
@@ -281,6 +317,62 @@ impl Drill {
                 (false, true) => Outcome::NoAnswer,
                 (false, false) => Outcome::Refused,
             });
+        }
+    }
+
+    /// One round of probes of the pairs with what is staged.
+    async fn authenticate_in(&mut self, acts: &mut [Act], round: (usize, bool)) {
+        let due = due(acts, round).into_iter().filter(|(at, pair)| acts[*at].is_staged(pair));
+        let wanted = due.map(|(at, pair)| {
+            let act = &acts[at];
+            Wanted { at, n: act.n, pair, cut: act.cut.filter(|_| round.0 == 0) }
+        });
+        let wanted = wanted.collect();
+        for (at, tried) in self.authenticate(wanted, round.1).await {
+            let act = &mut acts[at];
+            let pair = act.work.pairs[round.0];
+            match tried {
+                Tried::NotBegun => continue,
+                Tried::Silent | Tried::Locked => act.in_vain.push(pair),
+                Tried::Wrong(back) => {
+                    act.apdus.extend(back);
+                    act.in_vain.push(pair);
+                }
+                Tried::Right(back) => {
+                    act.apdus.extend(back);
+                    act.outcome = Some(Outcome::Answered);
+                    self.field.exchange(act.n, (BY_HLS, &acse::RELEASE), None);
+                }
+            }
+            if act.cut == Some(Cut::HeadEndKilled) && round.0 == 0 {
+                act.outcome = Some(Outcome::NoAnswer);
+            }
+        }
+    }
+
+    /// One round of probes of the pairs whose keys are active.
+    async fn ask_in(&mut self, acts: &mut [Act], round: (usize, bool)) {
+        let due = due(acts, round).into_iter().filter(|(at, pair)| !acts[*at].is_staged(pair));
+        let wanted: Vec<_> = due.map(|(at, pair)| (at, acts[at].n, pair)).collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let (asked, calls) = (wanted.len(), protect(self.sites.ciphering(), wanted));
+        let sent = if round.1 { self.killed_among(calls).await } else { calls.await };
+        if round.1 {
+            self.seen.cut_off += (asked - sent.len()) as u64;
+        }
+        for (at, pair, apdu) in sent {
+            let act = &mut acts[at];
+            let cut = act.cut.filter(|_| round.0 == 0);
+            let back = self.field.exchange(act.n, (ALWAYS, &apdu), cut);
+            let is_own = back.iter().any(|it| Frame::read(it).is_some());
+            act.apdus.extend(back);
+            if is_own || cut == Some(Cut::HeadEndKilled) {
+                act.outcome = Some(Outcome::Answered);
+            } else {
+                act.in_vain.push(pair);
+            }
         }
     }
 
@@ -360,10 +452,27 @@ impl Drill {
 }
 
 impl Act {
-    /// Whether its transfer goes over an association that authenticates: while the meter is known to hold what is preferred.
-    pub(crate) fn by_hls(&self, field: &Field) -> bool {
-        self.work.state() == MemberState::Staged && field.devices[&self.n].by_hls
+    /// Whether a pair has the key that is on its way.
+    fn is_staged(&self, pair: &KeyPair) -> bool {
+        let version = match self.work.kind() {
+            v1::KeyKind::Guek => pair.encryption_key_version,
+            v1::KeyKind::Gak => pair.authentication_key_version,
+            _ => return false,
+        };
+        self.work.version == version
     }
+
+    /// Whether its transfer goes over an association that authenticates.
+    pub(crate) fn by_hls(&self, field: &Field) -> bool {
+        field.devices[&self.n].by_hls
+    }
+}
+
+/// Probes of a round: the pair of each act that is due.
+fn due(acts: &[Act], (round, is_struck): (usize, bool)) -> Vec<(usize, KeyPair)> {
+    let acts = acts.iter().enumerate().filter(|(_, act)| act.is(WorkAction::Probe));
+    let some = acts.filter(|(_, act)| (round == 0 && act.is_struck_early()) == is_struck);
+    some.filter_map(|(at, act)| Some((at, *act.work.pairs.get(round)?))).collect()
 }
 
 fn next_of(work: &Work) -> v1::NextTransferRequest {

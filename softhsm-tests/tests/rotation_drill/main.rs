@@ -64,7 +64,7 @@ fn policy(canaries: u32, lease_s: u32) -> v1::CampaignPolicy {
         tries_max: 3,
         retry_s: 1,
         lease_s,
-        hls_failures_max: 5,
+        hls_failures_max: 3,
         hls_lock_s: 1,
         ..v1::CampaignPolicy::default()
     }

@@ -1,4 +1,5 @@
-//! Finding out what a meter holds: harmless questions under named keys, and associations that authenticate.
+//! Finding out what a meter holds: harmless questions under keys that are active, associations that authenticate under those
+//! that are staged.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +12,10 @@ use kms_proto::v1::{
 use simulated_meter::{
     acse::{INITIATE, Opening},
     frame::Frame,
+    cuts::Cut,
     service::{LABEL, Request},
 };
-use tonic::transport::Channel;
+use tonic::{Status, transport::Channel};
 
 use super::{
     common::fleet::{id, title},
@@ -53,15 +55,21 @@ pub(crate) async fn asked(
     pair: KeyPair,
 ) -> Vec<Option<Bytes>> {
     let plain = GET.write();
+<<<<<<< HEAD
     let named = pair.encryption_key_version > 0;
     let purpose = if named { v1::CounterPurpose::Probe } else { v1::CounterPurpose::Traffic };
+||||||| d9318b6
+    let named = pair.encryption_key_version > 0;
+    let purpose = if named { v1::CounterPurpose::KeyTransfer } else { v1::CounterPurpose::Traffic };
+=======
+>>>>>>> wt-drill
     let batch = v1::PlainBatch {
         apdus: plain.repeat(meters.len()).into(),
         lengths: vec![plain.len() as u32; meters.len()],
         system_titles: meters.iter().flat_map(|n| *title(*n).as_bytes()).collect(),
         meter_ids: Vec::new(),
         protecting: Some(v1::Protecting {
-            purpose: purpose as i32,
+            purpose: v1::CounterPurpose::Traffic as i32,
             encryption_key_version: pair.encryption_key_version,
             authentication_key_version: pair.authentication_key_version,
             ..v1::Protecting::default()
@@ -79,57 +87,159 @@ pub(crate) async fn asked(
     all
 }
 
+/// A meter that is to authenticate under a pair, and what befalls its answer.
+pub(crate) struct Wanted {
+    pub(crate) at: usize,
+    pub(crate) n: u64,
+    pub(crate) pair: KeyPair,
+    pub(crate) cut: Option<Cut>,
+}
+
+/// What came of that.
+pub(crate) enum Tried {
+    /// The service began nothing, or a kill cut it off.
+    NotBegun,
+    /// Nothing came back.
+    Silent,
+    /// No association is opened now.
+    Locked,
+    /// It does not hold this pair.
+    Wrong(Vec<Vec<u8>>),
+    /// It does.
+    Right(Vec<Vec<u8>>),
+}
+
 /// An association that is being opened.
-struct Opens {
-    at: usize,
-    n: u64,
+struct Open {
+    wanted: Wanted,
     association: Bytes,
     challenge: Bytes,
 }
 
+type Calls<T> = Vec<(Open, Result<T, Status>)>;
+
 impl Drill {
-    /// Opens an association by GMAC with those meters whose transfer goes that way.
-    pub(crate) async fn associate(&mut self, acts: &mut [Act]) {
-        let due = acts.iter().enumerate();
-        let due = due.filter(|(_, act)| act.is(WorkAction::Transfer) && act.by_hls(&self.field));
-        let due: Vec<(usize, u64)> = due.map(|(at, act)| (at, act.n)).collect();
-        let opens = self.begin_hls(acts, due).await;
-        let mut challenged = Vec::new();
-        for open in opens {
-            let aarq = Opening {
-                ciphered: true,
-                title: Some(super::field::CLIENT),
-                mechanism: Some(5),
-                challenge: open.challenge.to_vec(),
-                user: INITIATE.to_vec(),
-                ..Opening::default()
-            };
-            let back = self.field.exchange(open.n, (BY_HLS, &aarq.write()), None);
-            let accepted = back.iter().filter_map(|it| Opening::read(it)).next_back();
-            match accepted {
-                None => acts[open.at].outcome = Some(Outcome::NoAnswer),
-                Some(opening) if opening.result == Some(0) => {
-                    challenged.push((open, opening.challenge));
+    /// Opens associations by GMAC under these pairs. `is_struck`: the server is killed while it answers challenges.
+    pub(crate) async fn authenticate(
+        &mut self,
+        wanted: Vec<Wanted>,
+        is_struck: bool,
+    ) -> Vec<(usize, Tried)> {
+        let mut tried = Vec::new();
+        if wanted.is_empty() {
+            return tried;
+        }
+        let mut opens = Vec::new();
+        for (mut open, reply) in begin(self.sites.ciphering(), wanted).await {
+            match reply {
+                Ok(reply) if reply.verdict() == Verdict::Ok => {
+                    (open.association, open.challenge) = (reply.association, reply.challenge);
+                    self.ask_for(open, (&mut opens, &mut tried));
                 }
-                Some(_) => {
-                    // Locked: that is waited for.
-                    self.field.device(open.n).meter.pass(LOCKED_S);
-                    acts[open.at].outcome = Some(Outcome::Refused);
+                Ok(reply) => {
+                    self.note(format!("HLS: {:?} {:?}", reply.verdict(), reply.refusal()));
+                    tried.push((open.wanted.at, Tried::NotBegun));
+                }
+                Err(status) => {
+                    self.refused(&status);
+                    tried.push((open.wanted.at, Tried::NotBegun));
                 }
             }
         }
-        self.answer_hls(acts, challenged).await;
+        let calls = answer(self.sites.ciphering(), opens);
+        let answers = if is_struck { self.killed_among(calls).await } else { calls.await };
+        let mut heard = Vec::new();
+        for (open, reply) in answers {
+            match reply {
+                Ok(reply) if !reply.apdu.is_empty() => {
+                    self.answer_to(open, &reply.apdu, (&mut heard, &mut tried));
+                    continue;
+                }
+                Ok(reply) => {
+                    self.note(format!("HLS answer: {:?} {}", reply.verdict(), reply.reason));
+                }
+                Err(status) => {
+                    self.seen.cut_off += u64::from(is_struck);
+                    self.refused(&status);
+                }
+            }
+            tried.push((open.wanted.at, Tried::NotBegun));
+        }
+        let right = verify(self.sites.ciphering(), heard).await;
+        self.seen.associations += right;
+        tried
     }
 
-    async fn begin_hls(&mut self, acts: &mut [Act], due: Vec<(usize, u64)>) -> Vec<Opens> {
-        let client = self.sites.ciphering();
-        let begin = |(at, n): (usize, u64)| {
-            let mut client = client.clone();
-            let request = v1::BeginHlsRequest {
-                meter_id: id(n),
-                mechanism: 5,
-                ..v1::BeginHlsRequest::default()
+    /// Passes 1 and 2.
+    fn ask_for(
+        &mut self,
+        open: Open,
+        (opens, tried): (&mut Vec<(Open, Bytes)>, &mut Vec<(usize, Tried)>),
+    ) {
+        let (at, n) = (open.wanted.at, open.wanted.n);
+        let aarq = Opening {
+            ciphered: true,
+            title: Some(super::field::CLIENT),
+            mechanism: Some(5),
+            challenge: open.challenge.to_vec(),
+            user: INITIATE.to_vec(),
+            ..Opening::default()
+        };
+        let back = self.field.exchange(n, (BY_HLS, &aarq.write()), None);
+        match back.iter().filter_map(|it| Opening::read(it)).next_back() {
+            None => tried.push((at, Tried::Silent)),
+            Some(opening) if opening.result == Some(0) => {
+                opens.push((open, opening.challenge.into()));
+            }
+            Some(_) => {
+                // Locked: that is waited for.
+                self.field.device(n).meter.pass(LOCKED_S);
+                tried.push((at, Tried::Locked));
+            }
+        }
+    }
+
+    /// Passes 3 and 4.
+    fn answer_to(
+        &mut self,
+        open: Open,
+        apdu: &[u8],
+        (heard, tried): (&mut Vec<(Bytes, Bytes)>, &mut Vec<(usize, Tried)>),
+    ) {
+        let Wanted { at, n, cut, .. } = open.wanted;
+        let back = self.field.exchange(n, (BY_HLS, apdu), cut);
+        let own = back.iter().rfind(|it| Frame::read(it).is_some());
+        heard.extend(own.map(|own| (open.association, own.clone().into())));
+        tried.push((at, match own {
+            _ if back.is_empty() => Tried::Silent,
+            None => Tried::Wrong(back),
+            Some(_) => Tried::Right(back),
+        }));
+    }
+
+    /// Opens an association with those meters whose transfer goes that way.
+    pub(crate) async fn associate(&mut self, acts: &mut [Act]) {
+        let due = acts.iter().enumerate();
+        let due = due.filter(|(_, act)| act.is(WorkAction::Transfer) && act.by_hls(&self.field));
+        let wanted = due.map(|(at, act)| {
+            let pair = act.work.pairs.first().copied().unwrap_or_default();
+            Wanted { at, n: act.n, pair, cut: None }
+        });
+        let wanted = wanted.collect();
+        for (at, tried) in self.authenticate(wanted, false).await {
+            let act = &mut acts[at];
+            act.outcome = match tried {
+                Tried::NotBegun => Some(Outcome::GivenBack),
+                Tried::Silent => Some(Outcome::NoAnswer),
+                Tried::Locked => Some(Outcome::Refused),
+                Tried::Wrong(back) => {
+                    act.in_vain.extend(act.work.pairs.first().copied());
+                    act.apdus.extend(back);
+                    Some(Outcome::NotAuthenticated)
+                }
+                Tried::Right(_) => None,
             };
+<<<<<<< HEAD
             async move { (at, n, within(client.begin_hls(request)).await) }
         };
         let begun: Vec<_> = stream::iter(due).map(begin).buffered(AT_ONCE).collect().await;
@@ -196,6 +306,129 @@ impl Drill {
                 }
                 Err(_) => acts[open.at].outcome = Some(Outcome::GivenBack),
             }
+||||||| d9318b6
+            async move { (at, n, within(client.begin_hls(request)).await) }
+        };
+        let begun: Vec<_> = stream::iter(due).map(begin).buffered(AT_ONCE).collect().await;
+        let mut opens = Vec::new();
+        for (at, n, reply) in begun {
+            match reply {
+                Ok(reply) if reply.verdict() == Verdict::Ok => opens.push(Opens {
+                    at,
+                    n,
+                    association: reply.association,
+                    challenge: reply.challenge,
+                }),
+                Ok(reply) => self.note(format!("HLS: {:?} {:?}", reply.verdict(), reply.refusal())),
+                Err(status) => self.refused(&status),
+            }
+            if opens.last().is_none_or(|it| it.at != at) {
+                acts[at].outcome = Some(Outcome::GivenBack);
+            }
+        }
+        opens
+    }
+
+    async fn answer_hls(&mut self, acts: &mut [Act], challenged: Vec<(Opens, Vec<u8>)>) {
+        for (open, challenge) in challenged {
+            let request = v1::AnswerHlsChallengeRequest {
+                association: open.association.clone(),
+                challenge: challenge.into(),
+                mechanism: 5,
+                action: Some(v1::HlsAction {
+                    invoke_id_and_priority: 0xc1,
+                    form: v1::CipheringForm::Glo as i32,
+                    protection: v1::ApduProtection::AuthenticatedEncrypted as i32,
+                }),
+            };
+            let answer = within(self.sites.ciphering().answer_hls_challenge(request)).await;
+            let apdu = answer.ok().map(|it| it.apdu).filter(|it| !it.is_empty());
+            let Some(apdu) = apdu else {
+                acts[open.at].outcome = Some(Outcome::GivenBack);
+                continue;
+            };
+            let back = self.field.exchange(open.n, (BY_HLS, &apdu), None);
+            let Some(own) = back.iter().rfind(|it| Frame::read(it).is_some()) else {
+                let outcome =
+                    if back.is_empty() { Outcome::NoAnswer } else { Outcome::NotAuthenticated };
+                let act = &mut acts[open.at];
+                act.outcome = Some(outcome);
+                act.in_vain.extend(act.work.pairs.first().copied());
+                continue;
+            };
+            let request = v1::VerifyHlsAnswerRequest {
+                association: open.association,
+                answer: Bytes::new(),
+                apdu: own.clone().into(),
+            };
+            match within(self.sites.ciphering().verify_hls_answer(request)).await {
+                Ok(reply) if reply.verdict() == Verdict::Ok => self.seen.associations += 1,
+                Ok(reply) => {
+                    self.note(format!("HLS: {:?}", reply.verdict()));
+                    acts[open.at].outcome = Some(Outcome::NotAuthenticated);
+                }
+                Err(_) => acts[open.at].outcome = Some(Outcome::GivenBack),
+            }
+=======
+>>>>>>> wt-drill
         }
     }
+}
+
+async fn begin(
+    client: CipheringClient<Channel>,
+    wanted: Vec<Wanted>,
+) -> Calls<v1::BeginHlsResponse> {
+    let one = |wanted: Wanted| {
+        let mut client = client.clone();
+        let request = v1::BeginHlsRequest {
+            meter_id: id(wanted.n),
+            mechanism: 5,
+            ..v1::BeginHlsRequest::default()
+        };
+        let open = Open { wanted, association: Bytes::new(), challenge: Bytes::new() };
+        async move { (open, within(client.begin_hls(request)).await) }
+    };
+    stream::iter(wanted).map(one).buffered(AT_ONCE).collect().await
+}
+
+async fn answer(
+    client: CipheringClient<Channel>,
+    opens: Vec<(Open, Bytes)>,
+) -> Calls<v1::AnswerHlsChallengeResponse> {
+    let one = |(open, challenge): (Open, Bytes)| {
+        let mut client = client.clone();
+        let request = v1::AnswerHlsChallengeRequest {
+            association: open.association.clone(),
+            challenge,
+            mechanism: 5,
+            action: Some(v1::HlsAction {
+                invoke_id_and_priority: 0xc1,
+                form: v1::CipheringForm::Glo as i32,
+                protection: v1::ApduProtection::AuthenticatedEncrypted as i32,
+            }),
+            encryption_key_version: open.wanted.pair.encryption_key_version,
+            authentication_key_version: open.wanted.pair.authentication_key_version,
+        };
+        async move { (open, within(client.answer_hls_challenge(request)).await) }
+    };
+    stream::iter(opens).map(one).buffered(AT_ONCE).collect().await
+}
+
+/// How many meters have shown that they have the key.
+async fn verify(client: CipheringClient<Channel>, heard: Vec<(Bytes, Bytes)>) -> u64 {
+    let one = |(association, apdu)| {
+        let mut client = client.clone();
+        let request = v1::VerifyHlsAnswerRequest {
+            association,
+            apdu,
+            ..v1::VerifyHlsAnswerRequest::default()
+        };
+        async move { within(client.verify_hls_answer(request)).await }
+    };
+    let all: Vec<_> = stream::iter(heard).map(one).buffered(AT_ONCE).collect().await;
+    let is_right = |it: &Result<v1::VerifyHlsAnswerResponse, Status>| {
+        it.as_ref().is_ok_and(|it| it.verdict() == Verdict::Ok)
+    };
+    all.iter().filter(|it| is_right(it)).count() as u64
 }

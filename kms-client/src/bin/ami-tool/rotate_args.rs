@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use kms_client::{
-    CampaignPolicy, CampaignWindow, KeyCarrier, CampaignMemberState, MembersOf, MeterId, MeterSelection,
+    CampaignMemberState, CampaignPolicy, CampaignWindow, KeyCarrier, MembersOf, MeterId,
+    MeterSelection,
 };
 
 use crate::key_args::Form;

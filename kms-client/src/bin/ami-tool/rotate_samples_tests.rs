@@ -1,8 +1,8 @@
 //! A campaign and a member, for the tests of what is said of them.
 
 use kms_client::{
-    Campaign, CampaignLabel, CampaignMember, CampaignPolicy, CampaignProgress, CampaignStatus,
-    KeyKind, KeyPair, KeyTried, CampaignMemberState, SystemTitle, TransportOutcome,
+    Campaign, CampaignLabel, CampaignMember, CampaignMemberState, CampaignPolicy, CampaignProgress,
+    CampaignStatus, KeyKind, KeyPair, KeyTried, SystemTitle, TransportOutcome,
 };
 
 pub(crate) fn spring(status: CampaignStatus) -> Campaign {
