@@ -174,7 +174,7 @@ impl Lifecycle {
         };
         let plan = self.plan_for(call, errand, &meter)?;
         let secret_version = change.secret_version();
-        let block = (&*change).into();
+        let block = change.into();
         let wanted = KeyToMake { block, under: None, len: len_of(&plan), kek: &plan.kek_wrapped };
         let made = self.taker.make_keys(&[wanted]).await.map_err(not_made)?;
         let made = made.into_iter().next().ok_or_else(|| not_taken("no key was made"))?;

@@ -232,32 +232,6 @@ pub(super) fn told(notification: &str) -> Vec<(BlockNo, Position)> {
     notification.split(' ').filter_map(one).collect()
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_told_is_heard_in_pieces_that_fit() {
-        let heads: Vec<(BlockNo, Position)> = (0..65_536)
-            .map(|block| {
-                let position = Position { epoch: Epoch(2), sequence: Sequence(u64::MAX / 2) };
-                (BlockNo(block), position)
-            })
-            .collect();
-        let pieces = notifications(heads.iter().copied());
-        assert!(pieces.iter().all(|piece| piece.len() <= NOTIFICATION_BYTES_MAX));
-        assert_eq!(pieces.iter().flat_map(|piece| told(piece)).collect::<Vec<_>>(), heads);
-        assert_eq!(notifications(std::iter::empty()), [""; 0]);
-    }
-
-    #[test]
-    fn what_others_say_on_the_channel_is_not_heard() {
-        for noise in ["", " ", "1", "1:2", "a:b:c", "-1:2:3", "4294967296:1:1", "1:2:"] {
-            assert_eq!(told(noise), [], "{noise:?}");
-        }
-    }
-}
-
 /// Blocks, those whose present secret has a seal under the new KEK, seals under the former one, those of them with a twin.
 pub(super) async fn counted_twins(
     connection: &mut PgConnection,
@@ -324,5 +298,31 @@ async fn put_kek_row(connection: &mut PgConnection, step: &KekStep) -> Result<()
     match query.execute(connection).await?.rows_affected() {
         1 => Ok(()),
         _ => Err(StoreError::Taken { what: KEK_ROW, value: keks.site.clone() }.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_told_is_heard_in_pieces_that_fit() {
+        let heads: Vec<(BlockNo, Position)> = (0..65_536)
+            .map(|block| {
+                let position = Position { epoch: Epoch(2), sequence: Sequence(u64::MAX / 2) };
+                (BlockNo(block), position)
+            })
+            .collect();
+        let pieces = notifications(heads.iter().copied());
+        assert!(pieces.iter().all(|piece| piece.len() <= NOTIFICATION_BYTES_MAX));
+        assert_eq!(pieces.iter().flat_map(|piece| told(piece)).collect::<Vec<_>>(), heads);
+        assert_eq!(notifications(std::iter::empty()), [""; 0]);
+    }
+
+    #[test]
+    fn what_others_say_on_the_channel_is_not_heard() {
+        for noise in ["", " ", "1", "1:2", "a:b:c", "-1:2:3", "4294967296:1:1", "1:2:"] {
+            assert_eq!(told(noise), [], "{noise:?}");
+        }
     }
 }
