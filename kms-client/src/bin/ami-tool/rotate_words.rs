@@ -98,7 +98,7 @@ pub(crate) fn window_text(window: &CampaignWindow) -> String {
 /// Seconds, as they are typed.
 pub(crate) fn seconds_text(seconds: u32) -> String {
     let units = [(24 * 60 * 60, 'd'), (60 * 60, 'h'), (60, 'm')];
-    let whole = units.into_iter().find(|(unit, _)| seconds > 0 && seconds % unit == 0);
+    let whole = units.into_iter().find(|(unit, _)| seconds > 0 && seconds.is_multiple_of(*unit));
     whole.map_or_else(
         || format!("{seconds}s"),
         |(unit, letter)| format!("{}{letter}", seconds / unit),
