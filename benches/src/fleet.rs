@@ -71,6 +71,15 @@ pub struct Telegrams {
 impl Telegrams {
     /// One telegram of each of `count` meters of a fleet of `fleet`, in random order.
     pub fn of_random_meters(fleet: u32, count: usize) -> Result<Self, Error> {
+        Self::under(|n| keys(n).0, fleet, count)
+    }
+
+    /// The same, under these encryption keys.
+    pub fn under(
+        encryption: impl Fn(u32) -> [u8; 16],
+        fleet: u32,
+        count: usize,
+    ) -> Result<Self, Error> {
         let mut meters: Vec<u32> = (0..fleet).collect();
         for index in (1..meters.len()).rev() {
             meters.swap(index, (spread(index as u64) % (index as u64 + 1)) as usize);
@@ -78,7 +87,7 @@ impl Telegrams {
         let meters: Vec<u32> = meters.into_iter().cycle().take(count).collect();
         let mut bytes = Vec::with_capacity(count * APDU_LEN);
         for (counter, meter) in (1..).zip(&meters) {
-            protect(*meter, counter, &mut bytes)?;
+            protect(*meter, encryption(*meter), counter, &mut bytes)?;
         }
         Ok(Self { bytes, meters })
     }
@@ -100,8 +109,8 @@ impl Telegrams {
 }
 
 /// Appends a telegram of meter `n`.
-fn protect(n: u32, counter: u32, out: &mut Vec<u8>) -> Result<(), Error> {
-    let (encryption, authentication) = keys(n);
+fn protect(n: u32, encryption: [u8; 16], counter: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+    let (_, authentication) = keys(n);
     let protection = Protection {
         envelope: Envelope::GeneralGlo(Some(title(n))),
         security_control: SecurityControl::authenticated_encryption(Suite::Suite0),

@@ -10,6 +10,8 @@
 //! | [`load`] | clients: streams, batches, single calls at a given rate |
 //! | [`sealed`], [`token`] | sealed imports, beside a token that only unwraps and wraps |
 //! | [`making`] | keys made for meters, beside a token that does the same and nothing else |
+//! | [`rotating`] | keys staged for many meters, durable, beside a token that only makes them |
+//! | [`grace`] | decryption while all meters have two versions of a key |
 //! | [`measure`], [`process`] | medians of alternating rounds; what a process has used |
 //! | [`report`] | all figures in one table |
 //! | [`beside`] | two builds of the service under the same load |
@@ -24,6 +26,7 @@ pub mod beside;
 pub mod copying;
 pub mod echo;
 pub mod fleet;
+pub mod grace;
 pub mod home;
 pub mod in_process;
 pub mod load;
@@ -32,6 +35,7 @@ pub mod measure;
 pub mod on_the_wire;
 pub mod process;
 pub mod report;
+pub mod rotating;
 pub mod sealed;
 pub mod site;
 pub mod table;

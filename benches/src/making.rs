@@ -104,7 +104,7 @@ fn fail(failed: &mut Option<Error>, error: Error) -> usize {
     0
 }
 
-fn canaries(store: Store) -> Result<Canaries, Error> {
+pub(crate) fn canaries(store: Store) -> Result<Canaries, Error> {
     let Store::Sqlite { path } = store else {
         return Err("the benches' sites are on SQLite".into());
     };
@@ -127,7 +127,7 @@ fn job(keks: &[Vec<u8>], blocks: usize) -> MakeKeys {
 }
 
 /// A session with a block's key, to wrap and to open.
-struct Bare {
+pub(crate) struct Bare {
     session: Session,
     meter_kek: ObjectHandle,
     wraps: ObjectHandle,
@@ -142,7 +142,7 @@ struct Bare {
 
 impl Bare {
     /// In a session of its own; the library is initialised and logged in.
-    fn of(site: &Site, config: &Config) -> Result<Self, Error> {
+    pub(crate) fn of(site: &Site, config: &Config) -> Result<Self, Error> {
         let library = Pkcs11::new(&config.hsm.module)?;
         let label = |slot: &_| library.get_token_info(*slot).map(|info| info.label().to_owned());
         let slot = library
@@ -175,7 +175,7 @@ impl Bare {
         })
     }
 
-    fn make_all(&self, keks: &[Vec<u8>]) -> Result<usize, Error> {
+    pub(crate) fn make_all(&self, keks: &[Vec<u8>]) -> Result<usize, Error> {
         keks.iter().try_for_each(|kek| self.make(kek))?;
         Ok(keks.len())
     }

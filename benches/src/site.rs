@@ -7,7 +7,7 @@ use std::{
 
 use async_trait::async_trait;
 use kms_core::{
-    DomainId, DomainRecord,
+    BlockNo, DomainId, DomainRecord, SystemTitle,
     audit::{AuditedCall, Checkpoint, NodeId, PublicKey},
     freshness::{Freshness, SignedHeadTable},
     ports::{Clock, HeadWitness, Randomness as _, WitnessFailed},
@@ -139,6 +139,22 @@ impl Parts {
         Ok(Arc::new(keyring?))
     }
 
+    /// The verbs of meters over `keyring`.
+    pub fn lifecycle(&self, keyring: &Keyring) -> Lifecycle {
+        Lifecycle::new(
+            self.import,
+            keyring,
+            self.store.clone(),
+            Arc::clone(&self.clock),
+            Arc::new(OperatingSystem),
+        )
+    }
+
+    /// The block of a meter.
+    pub fn block_of(&self, title: &SystemTitle) -> BlockNo {
+        self.domain.blocks.block_of(title)
+    }
+
     /// The HES's verbs over `keyring`.
     pub fn ciphering(&self, keyring: &Arc<Keyring>) -> Ciphering {
         let floors = Floors::new(
@@ -162,13 +178,7 @@ impl Parts {
         }
         let start = Instant::now();
         let keyring = self.keyring()?;
-        let lifecycle = Lifecycle::new(
-            self.import,
-            &keyring,
-            self.store.clone(),
-            Arc::clone(&self.clock),
-            Arc::new(OperatingSystem),
-        );
+        let lifecycle = self.lifecycle(&keyring);
         let call = AuditedCall::new("benches", "Meters/ImportMeters");
         for some in order.chunks(COMMIT_METERS) {
             let meters = some.iter().map(|n| fleet::new_meter(*n)).collect::<Result<_, _>>()?;
@@ -192,13 +202,7 @@ impl Parts {
     /// What imports one meter at a time, each in a commit of its own.
     pub fn importer(&self) -> Result<impl AsyncFnMut(u32) -> Result<(), Error>, Error> {
         let keyring = self.keyring()?;
-        let lifecycle = Lifecycle::new(
-            self.import,
-            &keyring,
-            self.store.clone(),
-            Arc::clone(&self.clock),
-            Arc::new(OperatingSystem),
-        );
+        let lifecycle = self.lifecycle(&keyring);
         let call = AuditedCall::new("benches", "Meters/ImportMeters");
         Ok(async move |n| {
             let meters = vec![fleet::new_meter(n)?];

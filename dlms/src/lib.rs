@@ -43,6 +43,7 @@ pub mod frame;
 pub mod hls;
 mod open;
 pub mod plain;
+pub mod probe;
 mod protect;
 
 pub use additional_data::GeneralCipheringAad;

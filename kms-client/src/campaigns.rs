@@ -4,6 +4,7 @@
 //! What says the same thing twice is sent again where its answer was lost, at the same site. Work that was handed out, a
 //! report, and the start that sets a campaign running are not: each says below what to do instead.
 
+mod parts;
 mod policy;
 mod view;
 mod watch;
@@ -20,27 +21,14 @@ use crate::stubs;
 
 pub use kms_core::campaign::Status as CampaignStatus;
 pub use kms_core::campaign::row::{
-    Action as WorkAction, Outcome as TransportOutcome, Phase as MemberState,
+    Action as WorkAction, Outcome as TransportOutcome, Phase as CampaignMemberState,
 };
 pub use policy::{CampaignPolicy, CampaignStart, CampaignWindow, MeterSelection};
 pub use view::{
     Campaign, CampaignLabel, CampaignMember, CampaignProgress, CampaignStarted, KeyTried, LeftOut,
-    MeterRotation, NextAction,
+    MembersOf, MeterRotation, NextAction,
 };
 pub use work::{KeyPair, TakenWork, Work, WorkReport, WorkVerdict};
-
-/// Which members of a campaign are shown.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MembersOf {
-    /// The campaign.
-    pub name: String,
-    /// Only those in this state.
-    pub state: Option<MemberState>,
-    /// Only those that may hold a key that they have not shown.
-    pub exposed: bool,
-    /// At most so many; `None`: all.
-    pub limit: Option<usize>,
-}
 
 impl Rotation {
     /// Starts a campaign, or goes on with the one of this name whose meters are still coming in. A selection that says
@@ -167,19 +155,4 @@ impl Rotation {
         let reply = self.transport().call(Errand::AtPrimary, request, send).await?;
         Ok(MeterRotation::from_wire(reply)?)
     }
-}
-
-/// A part of a message that has to be there.
-fn there<T>(part: Option<T>, name: &'static str) -> Result<T, ProtocolError> {
-    part.ok_or(ProtocolError::Missing(name))
-}
-
-/// A time that may be none.
-fn time(ms: u64) -> Option<u64> {
-    Some(ms).filter(|ms| *ms > 0)
-}
-
-/// A sentence or a word that may be none.
-fn said(text: String) -> Option<String> {
-    Some(text).filter(|text| !text.is_empty())
 }

@@ -16,6 +16,7 @@ use crate::divergence::{
     self, Decision, DivergencePage, DivergenceResolved, DivergenceRow, DivergenceRule,
 };
 use crate::flow::Results;
+use crate::groups::Groups;
 use crate::hls::{
     self, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsChallenge, HlsGiven, HlsVerified,
     HlsVersions,
@@ -198,6 +199,11 @@ impl KmsClient {
     /// The calls about the life of keys.
     pub fn rotation(&self) -> Rotation {
         Rotation::of(Arc::clone(&self.transport))
+    }
+
+    /// The calls about broadcast groups.
+    pub fn groups(&self) -> Groups {
+        Groups::of(Arc::clone(&self.transport))
     }
 
     /// The calls about the audit log.

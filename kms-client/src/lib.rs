@@ -23,6 +23,7 @@
 //
 // 10 client       the way in
 // 9  meters       create, get, list, delete
+//    groups       broadcast groups
 //    campaigns    many meters' keys
 // 8  rotation     the life of keys
 //    sealed       sealed import files
@@ -74,6 +75,7 @@ mod config;
 mod digits;
 mod divergence;
 mod flow;
+mod groups;
 mod hedge;
 mod hls;
 mod import;
@@ -114,8 +116,8 @@ pub use audit::{
 };
 pub use call::{CallError, ConnectError, ProtocolError};
 pub use campaigns::{
-    Campaign, CampaignLabel, CampaignMember, CampaignPolicy, CampaignProgress, CampaignStart,
-    CampaignStarted, CampaignStatus, CampaignWindow, KeyPair, KeyTried, LeftOut, MemberState,
+    Campaign, CampaignLabel, CampaignMember, CampaignMemberState, CampaignPolicy, CampaignProgress,
+    CampaignStart, CampaignStarted, CampaignStatus, CampaignWindow, KeyPair, KeyTried, LeftOut,
     MembersOf, MeterRotation, MeterSelection, NextAction, TakenWork, TransportOutcome, Work,
     WorkAction, WorkReport, WorkVerdict,
 };
@@ -129,6 +131,11 @@ pub use divergence::{
 };
 pub use dlms::SystemTitle;
 pub use flow::Results;
+pub use groups::{
+    Broadcast, BroadcastMessage, GROUP_CALL_MAX, Group, GroupChanged, GroupMember, GroupRefusal,
+    GroupRotated, GroupValue, GroupView, Groups, MemberState, MembersAdded, MembersRemoved,
+    NewGroup, ValueStage,
+};
 pub use hls::{
     HlsAction, HlsAnswered, HlsAssociation, HlsBegin, HlsBegun, HlsChallenge, HlsGiven,
     HlsVerified, HlsVersions,

@@ -2,6 +2,7 @@
 
 use kms_proto::v1::audit_client::AuditClient;
 use kms_proto::v1::ciphering_client::CipheringClient;
+use kms_proto::v1::groups_client::GroupsClient;
 use kms_proto::v1::meters_client::MetersClient;
 use kms_proto::v1::rotation_client::RotationClient;
 
@@ -18,6 +19,10 @@ pub(crate) fn audit(link: Link) -> AuditClient<Link> {
 
 pub(crate) fn rotation(link: Link) -> RotationClient<Link> {
     RotationClient::new(link).max_decoding_message_size(ANSWER_LEN_MAX)
+}
+
+pub(crate) fn groups(link: Link) -> GroupsClient<Link> {
+    GroupsClient::new(link).max_decoding_message_size(ANSWER_LEN_MAX)
 }
 
 pub(crate) fn ciphering(link: Link) -> CipheringClient<Link> {

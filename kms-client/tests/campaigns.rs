@@ -10,8 +10,8 @@ use fake::campaigns::{campaign, member, work};
 use fake::{Script, World};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use kms_client::{
-    CallError, CampaignPolicy, CampaignStart, CampaignStatus, ClientConfig, KeyKind, KeyPair,
-    KmsClient, MemberState, MembersOf, MeterId, MeterSelection, TransportOutcome, WorkAction,
+    CallError, CampaignMemberState, CampaignPolicy, CampaignStart, CampaignStatus, ClientConfig,
+    KeyKind, KeyPair, KmsClient, MembersOf, MeterId, MeterSelection, TransportOutcome, WorkAction,
     WorkReport,
 };
 use kms_proto::v1;
@@ -131,7 +131,7 @@ async fn members_come_page_by_page_and_no_more_than_are_wanted() {
     let (_world, client) = client(&script).await;
     let which = MembersOf {
         name: "spring".into(),
-        state: Some(MemberState::Failed),
+        state: Some(CampaignMemberState::Failed),
         exposed: true,
         limit: None,
     };
@@ -195,7 +195,7 @@ async fn work_is_taken_under_a_lease_and_reported_under_it() {
     let text = serde_json::to_string(first).unwrap();
     assert!(text.contains(r#""lease":"216172782113783809""#), "{text}");
     let verdicts = rotation.report_work(&[report(first.lease), report(1)]).await.unwrap();
-    assert_eq!(verdicts[0].state, Some(MemberState::Sent));
+    assert_eq!(verdicts[0].state, Some(CampaignMemberState::Sent));
     assert_eq!(verdicts[0].next.as_ref().unwrap().action, WorkAction::Probe);
     assert_eq!((verdicts[1].state, verdicts[1].code.as_deref()), (None, Some("LEASE_OVER")));
     let reported = script.campaigns.reports.lock().unwrap();

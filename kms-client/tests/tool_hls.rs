@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 async fn tool(config: &Path, arguments: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ami-tool"));
     command.arg("--config").arg(config).args(arguments.split_whitespace());
-    tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
+    tokio::task::spawn(async move { command.output().unwrap() }).await.unwrap()
 }
 
 fn object(output: &Output) -> Value {

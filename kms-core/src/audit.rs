@@ -224,6 +224,8 @@ crate::numbered! {
         StateReason = 26 "state_reason",
         /// A key may be handed out that the other site has not proved.
         WithoutProof = 27 "without_proof",
+        /// The broadcast group: the beginning of the hash over its name.
+        Group = 28 "group",
     }
 }
 

@@ -7,13 +7,15 @@ use std::cmp::Ordering;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    BlockCount, BlockNo, SystemTitle,
+    BlockCount, BlockNo, SecuritySetup, SystemTitle,
     campaign::{Campaign, Part},
     codec::{BadEncoding, Reader, put_bytes},
 };
 
+mod groups;
 mod secrets;
 
+pub use groups::{BadGroupName, Group, GroupName, GroupValue, MEMBERS_MAX, Membership, ValueStage};
 pub use secrets::{BlockSecrets, SecretStage, SecretsWish};
 
 /// Files that one block remembers. No record goes away, and whatever grows has a bound: over the 4,096 blocks of a
@@ -46,6 +48,11 @@ impl FactName {
     pub const CAMPAIGN: u8 = 7;
     /// The kind of their members.
     pub const CAMPAIGN_PART: u8 = 8;
+
+    /// The kind of broadcast groups.
+    pub const GROUP: u8 = 9;
+    /// The kind of memberships in them.
+    pub const MEMBERSHIP: u8 = 10;
 
     /// The name of a sealed import file. The signer is a part of it, so that none can take another one's number away.
     pub fn of_file(signer: &[u8; 32], file_id: &[u8; 16]) -> Self {
@@ -84,6 +91,23 @@ impl FactName {
         let [.., a, b] = &mut name;
         (*a, *b) = (slot, chunk);
         Self { kind: Self::CAMPAIGN_PART, name }
+    }
+
+    /// The name of a broadcast group.
+    pub fn of_group(name: &GroupName) -> Self {
+        let hash = Sha256::new().chain_update(b"ami.kms/group/1");
+        Self::of(Self::GROUP, hash.chain_update(name.as_str()).finalize().into())
+    }
+
+    /// Its number in the audit log: its beginning.
+    pub fn number(&self) -> u64 {
+        let [a, b, c, d, e, f, g, h, ..] = self.name;
+        u64::from_be_bytes([a, b, c, d, e, f, g, h])
+    }
+
+    /// The name of a meter's membership with one of its setups, which leads to the meter's block.
+    pub fn of_membership(title: &SystemTitle, setup: SecuritySetup) -> Self {
+        Self { kind: Self::MEMBERSHIP, name: groups::name_of(title, setup) }
     }
 
     fn of(kind: u8, hash: [u8; 32]) -> Self {
@@ -160,6 +184,10 @@ pub enum Fact {
     Campaign(Box<Campaign>),
     /// Some members of it.
     CampaignPart(Part),
+    /// A broadcast group.
+    Group(Group),
+    /// A meter's membership in one.
+    Membership(Membership),
 }
 
 impl Fact {
@@ -175,6 +203,10 @@ impl Fact {
             Self::Campaign(campaign) => FactName::of_campaign(campaign.slot),
             Self::CampaignPart(Part { block, blocks, slot, chunk, .. }) => {
                 FactName::of_campaign_part((*block, *blocks), *slot, *chunk)
+            }
+            Self::Group(Group { name, .. }) => FactName::of_group(name),
+            Self::Membership(Membership { title, setup, .. }) => {
+                FactName::of_membership(title, *setup)
             }
         }
     }
@@ -193,6 +225,8 @@ impl Fact {
             (Self::Wish(a), Self::Wish(b)) if b.generation > a.generation => Self::Wish(*b),
             (Self::Campaign(a), Self::Campaign(b)) => Self::Campaign(Box::new(a.merged(b))),
             (Self::CampaignPart(a), Self::CampaignPart(b)) => Self::CampaignPart(a.merged(b)),
+            (Self::Group(a), Self::Group(b)) => Self::Group(a.merged(b)),
+            (Self::Membership(a), Self::Membership(b)) => Self::Membership(a.merged(b)),
             // A block is under the secret that it is under: another site's is no news of it.
             (
                 Self::File(_)
@@ -200,7 +234,9 @@ impl Fact {
                 | Self::Secrets(_)
                 | Self::Wish(_)
                 | Self::Campaign(_)
-                | Self::CampaignPart(_),
+                | Self::CampaignPart(_)
+                | Self::Group(_)
+                | Self::Membership(_),
                 _,
             ) => self.clone(),
         }
@@ -247,6 +283,14 @@ impl Fact {
                 out.push(FactName::CAMPAIGN_PART);
                 part.put(out);
             }
+            Self::Group(group) => {
+                out.push(FactName::GROUP);
+                group.put(out);
+            }
+            Self::Membership(membership) => {
+                out.push(FactName::MEMBERSHIP);
+                membership.put(out);
+            }
         }
     }
 
@@ -277,6 +321,8 @@ impl Fact {
             }
             FactName::CAMPAIGN => Self::Campaign(Box::new(Campaign::take(&mut input)?)),
             FactName::CAMPAIGN_PART => Self::CampaignPart(Part::take(&mut input)?),
+            FactName::GROUP => Self::Group(Group::take(&mut input)?),
+            FactName::MEMBERSHIP => Self::Membership(Membership::take(&mut input)?),
             _ => return Err(BadEncoding),
         };
         input.end()?;

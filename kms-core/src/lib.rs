@@ -63,6 +63,8 @@ numbered::serde_by_word!(
     StateReason,
     AssociationForm,
     TransferResult,
+    fact::ValueStage,
+    life::grouping::MemberState,
     campaign::Status,
     campaign::row::Phase,
     campaign::row::Outcome,

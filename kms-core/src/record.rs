@@ -363,13 +363,14 @@ fn put_fact(out: &mut Vec<u8>, fact: &Fact) -> Result<(), RecordTooLong> {
             return Err(RecordTooLong { what, len, most: NUMBER_MAX });
         }
     }
-    let too_long = |(what, len, most)| RecordTooLong { what, len, most };
-    match fact {
-        Fact::Secrets(secrets) => secrets.fits().map_err(too_long)?,
-        Fact::Campaign(campaign) => campaign.fits().map_err(too_long)?,
-        Fact::CampaignPart(part) => part.fits().map_err(too_long)?,
-        Fact::File(_) | Fact::List(_) | Fact::Wish(_) => {}
-    }
+    let fits = match fact {
+        Fact::Secrets(secrets) => secrets.fits(),
+        Fact::Group(group) => group.fits(),
+        Fact::Campaign(campaign) => campaign.fits(),
+        Fact::CampaignPart(part) => part.fits(),
+        Fact::File(_) | Fact::List(_) | Fact::Wish(_) | Fact::Membership(_) => Ok(()),
+    };
+    fits.map_err(|(what, len, most)| RecordTooLong { what, len, most })?;
     fact.put(out);
     Ok(())
 }

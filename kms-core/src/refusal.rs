@@ -142,5 +142,19 @@ crate::numbered! {
         TooManyMembers = 68 "TOO_MANY_MEMBERS",
         /// There is no such meter.
         MeterUnknown = 69 "METER_UNKNOWN",
+        /// A GAK of one meter alone would end the authenticated broadcasts of its group.
+        BreaksBroadcast = 70 "BREAKS_BROADCAST",
+        /// The key belongs to a broadcast group, and is rotated with it.
+        GroupKey = 71 "GROUP_KEY",
+        /// The meter is a member of a broadcast group.
+        GroupMember = 72 "GROUP_MEMBER",
+        /// The meter can't be a member of this group.
+        UnfitForGroup = 73 "UNFIT_FOR_GROUP",
+        /// There is no such group.
+        NoSuchGroup = 74 "NO_SUCH_GROUP",
+        /// The group is not such that it could be done.
+        GroupState = 75 "GROUP_STATE",
+        /// Members would be left out that nobody has named.
+        MembersNotNamed = 76 "MEMBERS_NOT_NAMED",
     }
 }

@@ -286,6 +286,7 @@ async fn reflection_lists_every_service() {
             "ami.kms.v1.Approvals",
             "ami.kms.v1.Audit",
             "ami.kms.v1.Ciphering",
+            "ami.kms.v1.Groups",
             "ami.kms.v1.Meters",
             "ami.kms.v1.Nodes",
             "ami.kms.v1.Replication",

@@ -6,8 +6,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests may")]
 
 mod common;
+#[path = "../../kms-server/tests/postgres_common/mod.rs"]
+mod postgres_common;
+mod several_nodes;
 
-use std::time::Duration;
+use std::{ffi::OsStr, path::Path, time::Duration};
 
 use common::{
     Home, Numbers, client,
@@ -15,7 +18,8 @@ use common::{
     home,
 };
 use kms_client::{BlockSecretRotation, KmsClient, SiteKekRotation, Verdict};
-use softhsm_tests::Role;
+use several_nodes::{cluster, first_node, further_node};
+use softhsm_tests::{Role, ServerError};
 use sqlx::{Connection as _, SqliteConnection};
 
 /// Meters in one call: the most that a batch takes is more.
@@ -184,4 +188,106 @@ async fn every_key_opens_while_the_site_kek_is_replaced_and_the_server_is_killed
         "{meters} meters, {kills} kills, {} rotations, found at {at:?}: all opened each time",
         over.generation
     );
+}
+
+async fn until_over(admin: &KmsClient) -> SiteKekRotation {
+    let began = tokio::time::Instant::now();
+    loop {
+        let now = admin.site_kek_rotation().await.unwrap();
+        if now.is_over() {
+            return now;
+        }
+        assert!(began.elapsed() < PATIENCE, "{now:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Asks until it is not too soon.
+async fn destroy(admin: &KmsClient, id: &str) {
+    let (id, began) = (hex::decode(id).unwrap(), tokio::time::Instant::now());
+    while let Err(refused) = admin.destroy_site_kek(&id).await {
+        assert!(refused.to_string().contains("half a minute"), "{refused}");
+        assert!(began.elapsed() < PATIENCE);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    while admin.site_kek_rotation().await.unwrap().stage != "DESTROYED" {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_over_one_postgresql_go_on_with_one_rotation_and_none_needs_the_former_site_kek() {
+    let meters = 100;
+    let cluster = cluster();
+    let first = first_node(&cluster);
+    let second = further_node(&first, &cluster);
+    let (mut one, other) = (Some(first.start().unwrap()), second.start().unwrap());
+    add(&client(&first, Role::AmiAdmin).await, &(1..=meters).map(some_line).collect::<Vec<_>>())
+        .await;
+    let (hes, elsewhere) = (client(&first, Role::Hes).await, client(&second, Role::Hes).await);
+    all_open(&hes, meters, "before, here").await;
+    all_open(&elsewhere, meters, "before, there").await;
+    let begun = client(&first, Role::AmiAdmin).await.rotate_site_kek().await.unwrap();
+    // Who was asked is killed, wherever it is: the other one goes on.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    one.take().unwrap().kill_9().unwrap();
+    let admin = client(&second, Role::AmiAdmin).await;
+    let over = until_over(&admin).await;
+    assert_ne!(over.in_use, begun.in_use);
+    all_open(&elsewhere, meters, "after, there").await;
+    let one = first.start().unwrap();
+    let hes = client(&first, Role::Hes).await;
+    all_open(&hes, meters, "after, here").await;
+    // Both run, and each hears of the next one, whichever was asked.
+    let again = client(&first, Role::AmiAdmin).await.rotate_site_kek().await.unwrap();
+    assert_eq!(again.generation, 2);
+    for _ in 0..20 {
+        all_open(&hes, meters, "meanwhile, here").await;
+        all_open(&elsewhere, meters, "meanwhile, there").await;
+    }
+    let over = until_over(&admin).await;
+    add(&client(&second, Role::AmiAdmin).await, &[line(meters + 1)]).await;
+    destroy(&admin, over.former.last().unwrap()).await;
+    for node in [&first, &second] {
+        let admin = client(node, Role::AmiAdmin).await;
+        assert_eq!(admin.site_kek_rotation().await.unwrap().in_use, over.in_use);
+        all_open(&client(node, Role::Hes).await, meters + 1, "without the former ones").await;
+        let status = admin.site_status().await.unwrap();
+        assert!(status.faults.is_empty(), "{:?}", status.faults);
+    }
+    one.stop().unwrap();
+    other.stop().unwrap();
+}
+
+fn tried(home: &Home, from: &Path) -> Result<String, ServerError> {
+    let arguments = ["--from".as_ref(), from.as_os_str(), "--verify-only".as_ref()];
+    home.run("restore", &arguments as &[&OsStr])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_opens_with_the_site_kek_that_it_was_made_under_and_with_no_other_one() {
+    let home = home();
+    let running = home.start().unwrap();
+    let admin = client(&home, Role::AmiAdmin).await;
+    add(&admin, &(1..=50).map(some_line).collect::<Vec<_>>()).await;
+    let backup = |name: &str| {
+        let out = home.dir.path().join(name);
+        let arguments = ["--out".as_ref(), out.as_os_str(), "--drill".as_ref()];
+        let said = home.run("backup", &arguments as &[&OsStr]).unwrap();
+        assert!(said.contains("records"), "{said}");
+        out
+    };
+    let before = backup("before");
+    admin.rotate_site_kek().await.unwrap();
+    let meanwhile = backup("meanwhile");
+    let over = until_over(&admin).await;
+    let after = backup("after");
+    for from in [&before, &meanwhile, &after] {
+        tried(&home, from).unwrap();
+    }
+    destroy(&admin, over.former.last().unwrap()).await;
+    tried(&home, &after).unwrap();
+    let Err(ServerError::Failed { output, .. }) = tried(&home, &before) else { panic!() };
+    assert!(output.contains("0 keys ami-site-kek"), "{output}");
+    running.stop().unwrap();
 }

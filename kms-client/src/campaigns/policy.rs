@@ -1,9 +1,9 @@
 //! How a campaign goes about it, and which meters it takes.
 
-use kms_core::Numbered;
 use kms_proto::v1;
 use serde::Serialize;
 
+use super::parts::small;
 use crate::call::ProtocolError;
 use crate::meter::{KeyKind, numbered};
 use crate::names::MeterId;
@@ -122,7 +122,7 @@ impl CampaignPolicy {
             class_version: self.class_version.into(),
             carrier: self.carrier.map(KeyCarrier::to_wire),
             rate_per_hour: self.rate_per_hour,
-            windows: self.windows.iter().map(CampaignWindow::to_wire).collect(),
+            windows: self.windows.iter().map(|window| window.to_wire()).collect(),
             exposure_cap: self.exposure_cap,
             canaries: self.canaries,
             error_budget_permille: self.error_budget_permille,
@@ -159,8 +159,8 @@ impl CampaignPolicy {
 }
 
 impl CampaignWindow {
-    fn to_wire(&self) -> v1::CampaignWindow {
-        let Self { from_minute, to_minute, weekdays } = *self;
+    fn to_wire(self) -> v1::CampaignWindow {
+        let Self { from_minute, to_minute, weekdays } = self;
         v1::CampaignWindow {
             from_minute: from_minute.into(),
             to_minute: to_minute.into(),
@@ -176,16 +176,6 @@ impl CampaignWindow {
             weekdays: small("weekdays", weekdays)?,
         })
     }
-}
-
-/// A number that has to be a smaller one.
-pub(super) fn small<T: TryFrom<u32>>(what: &'static str, number: u32) -> Result<T, ProtocolError> {
-    T::try_from(number).map_err(|_| ProtocolError::OutOfRange { what })
-}
-
-/// The item that a number stands for; 0: none.
-pub(super) fn optional<T: Numbered>(number: i32) -> Result<Option<T>, ProtocolError> {
-    (number != 0).then(|| numbered(number)).transpose()
 }
 
 #[cfg(test)]

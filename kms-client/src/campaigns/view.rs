@@ -2,12 +2,14 @@
 
 use dlms::SystemTitle;
 use futures_util::{Stream, stream};
+use kms_core::campaign::Status as CampaignStatus;
+use kms_core::campaign::row::{Outcome as TransportOutcome, Phase as CampaignMemberState};
 use kms_proto::v1;
 use serde::Serialize;
 
-use super::policy::{CampaignPolicy, optional};
+use super::parts::{optional, said, there, time};
+use super::policy::CampaignPolicy;
 use super::work::KeyPair;
-use super::{CampaignStatus, MemberState, MembersOf, TransportOutcome, said, there, time};
 use crate::call::{CallError, ProtocolError};
 use crate::meter::{KeyInfo, numbered, title};
 use crate::names::title_hex;
@@ -18,6 +20,19 @@ use crate::stubs;
 
 /// Members of one page.
 const PAGE_SIZE: u32 = 500;
+
+/// Which members of a campaign are shown.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MembersOf {
+    /// The campaign.
+    pub name: String,
+    /// Only those in this state.
+    pub state: Option<CampaignMemberState>,
+    /// Only those that may hold a key that they have not shown.
+    pub exposed: bool,
+    /// At most so many; `None`: all.
+    pub limit: Option<usize>,
+}
 
 /// A campaign, and how far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -134,7 +149,7 @@ pub struct CampaignMember {
     /// Its label.
     pub label: String,
     /// How far it is.
-    pub state: MemberState,
+    pub state: CampaignMemberState,
     /// One of the first of its label.
     pub canary: bool,
     /// It may hold a key that it has not shown.
@@ -348,26 +363,30 @@ impl Page {
                 return Ok(Some((CampaignMember::from_wire(member)?, self)));
             }
             let Some(after) = self.next.take() else { return Ok(None) };
-            let limit = u32::try_from(self.left).map_or(PAGE_SIZE, |left| left.min(PAGE_SIZE));
-            let MembersOf { name, state, exposed, limit: _ } = &self.which;
-            let request = v1::ListCampaignMembersRequest {
-                name: name.clone(),
-                state: state.map_or(0, |state| state as i32),
-                exposed: *exposed,
-                after: after.clone(),
-                limit,
-            };
-            let send = |link, request| async move {
-                stubs::rotation(link).list_campaign_members(request).await
-            };
-            let transport = self.rotation.transport();
-            let reply = transport.call(Errand::AtPrimary, request, send).await?;
-            let v1::ListCampaignMembersResponse { members, next } = reply;
-            if !next.is_empty() && next <= after {
-                return Err(ProtocolError::EndlessList(hex::encode_upper(after)).into());
-            }
-            self.next = Some(next).filter(|next| !next.is_empty());
-            self.members = members.into_iter();
+            self.fetch(after).await?;
         }
+    }
+
+    async fn fetch(&mut self, after: bytes::Bytes) -> Result<(), CallError> {
+        let send = |link, request| async move {
+            stubs::rotation(link).list_campaign_members(request).await
+        };
+        let (transport, request) = (self.rotation.transport(), self.request(after.clone()));
+        let reply = transport.call(Errand::AtPrimary, request, send).await?;
+        let v1::ListCampaignMembersResponse { members, next } = reply;
+        if !next.is_empty() && next <= after {
+            return Err(ProtocolError::EndlessList(hex::encode_upper(after)).into());
+        }
+        self.next = Some(next).filter(|next| !next.is_empty());
+        self.members = members.into_iter();
+        Ok(())
+    }
+
+    fn request(&self, after: bytes::Bytes) -> v1::ListCampaignMembersRequest {
+        let MembersOf { name, state, exposed, limit: _ } = &self.which;
+        let (name, exposed) = (name.clone(), *exposed);
+        let state = state.map_or(0, |state| state as i32);
+        let limit = u32::try_from(self.left).map_or(PAGE_SIZE, |left| left.min(PAGE_SIZE));
+        v1::ListCampaignMembersRequest { name, state, exposed, after, limit }
     }
 }

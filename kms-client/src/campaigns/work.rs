@@ -2,11 +2,13 @@
 
 use bytes::Bytes;
 use dlms::SystemTitle;
+use kms_core::campaign::row::{
+    Action as WorkAction, Outcome as TransportOutcome, Phase as CampaignMemberState,
+};
 use kms_proto::v1;
 use serde::{Serialize, Serializer};
 
-use super::policy::{optional, small};
-use super::{MemberState, TransportOutcome, WorkAction, said, there};
+use super::parts::{optional, said, small, there};
 use crate::call::ProtocolError;
 use crate::meter::{KeyKind, numbered, title};
 use crate::names::{MeterId, title_hex};
@@ -51,7 +53,7 @@ pub struct Work {
     /// One of the first of its label.
     pub canary: bool,
     /// How far it is.
-    pub state: MemberState,
+    pub state: CampaignMemberState,
 }
 
 /// What was given out.
@@ -90,7 +92,7 @@ pub struct WorkVerdict {
     pub meter_id: String,
     /// How far it is. Absent: the report was refused.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub state: Option<MemberState>,
+    pub state: Option<CampaignMemberState>,
     /// What to do next under the same lease. Absent, or `NONE`: it is given back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next: Option<Work>,

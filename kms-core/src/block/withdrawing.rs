@@ -61,7 +61,9 @@ fn forgets_more(ours: &Fact, theirs: Option<&Record>) -> bool {
         | Fact::Secrets(_)
         | Fact::Wish(_)
         | Fact::Campaign(_)
-        | Fact::CampaignPart(_) => 0,
+        | Fact::CampaignPart(_)
+        | Fact::Group(_)
+        | Fact::Membership(_) => 0,
     };
     let theirs = match theirs {
         Some(Record::Fact(theirs)) => resets(theirs),

@@ -1,11 +1,22 @@
-//! What may be done next about a meter that is stuck, as commands: only what its record allows.
+//! What may be done next about a meter that is stuck, as commands of `ami-tool`: only what its record allows.
+
+use std::collections::BTreeSet;
 
 use crate::{
-    KeyKind, KeyState, MeterRecord,
+    KeyKind, KeyRecord, KeyState, MeterRecord, SecuritySetup,
     life::choosing::{Pair, Place},
 };
 
 use super::stepping::pairs;
+
+const GIVEN_UP: &str = "gives the staged version up: nobody has it but this service";
+const GIVEN_UP_SENT: &str = "gives the staged version up: only if it is sure that the meter does not hold it; takes two people";
+const NO_OTHER: &str = "it is known to others, and no other one follows: have a new one made";
+const CONDEMNED: &str = "it is to be destroyed: this takes that back";
+const FELL_BACK: &str =
+    "if the meter fell back to this version: what is sent goes out under it again";
+const SET_BACK: &str =
+    "if the meter was set back to this value: it goes on as a new version; takes two people";
 
 /// A step that somebody may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,69 +29,120 @@ pub struct Advice {
 
 /// The steps, the gentlest first.
 pub fn advice(meter: &MeterRecord) -> Vec<Advice> {
+    let places: BTreeSet<Place> = meter.keys.iter().map(Place::of).collect();
+    let changing = |place: &Place| {
+        matches!(place.kind, KeyKind::Guek | KeyKind::Gak | KeyKind::Gbek | KeyKind::Kek)
+    };
     let mut all = Vec::new();
-    let places: std::collections::BTreeSet<Place> = meter.keys.iter().map(Place::of).collect();
-    for place in places {
-        let changing =
-            matches!(place.kind, KeyKind::Guek | KeyKind::Gak | KeyKind::Gbek | KeyKind::Kek);
-        if changing {
-            of_place(meter, place, &mut all);
+    for place in places.into_iter().filter(changing) {
+        let at = At { meter, place };
+        match place.staged(meter) {
+            Some(staged) => at.of_staged(staged, &mut all),
+            None => at.of_compromised(&mut all),
         }
+        at.of_versions(&mut all);
     }
     all
 }
 
-fn of_place(meter: &MeterRecord, place: Place, all: &mut Vec<Advice>) {
-    let (id, kind, setup) = (&meter.meter_id, place.kind.word(), place.setup.0);
-    let at = format!("{id} {kind} --setup {setup}");
-    let mut say = |command: String, reason: String| all.push(Advice { command, reason });
-    if let Some(staged) = place.staged(meter) {
-        let version = staged.version;
-        let transfer = staged.life.transfer.as_ref();
-        if transfer.is_some_and(|it| it.sent_ms.is_some()) {
-            let carrier = transfer.map_or(place.setup, |it| it.carrier.setup);
-            let tried = pairs(meter, carrier);
-            let word = |pair: &Pair| {
-                format!("{}/{}", pair.encryption, pair.authentication.unwrap_or_default())
-            };
-            let tried: Vec<String> = tried.iter().map(word).collect();
-            say(
-                format!("ami-tool hls challenge {id}"),
-                format!(
-                    "version {version} was handed out and is not shown: authenticate, or read anything, under each of the \
-                     pairs {} (GUEK/GAK) in turn; the one that answers says what the meter holds",
-                    tried.join(", ")
-                ),
-            );
+/// A key of the meter.
+#[derive(Clone, Copy)]
+struct At<'m> {
+    meter: &'m MeterRecord,
+    place: Place,
+}
+
+impl At<'_> {
+    /// `ami-tool key …` of it, or of one of its versions.
+    fn command(self, verb: &str, version: Option<u16>) -> String {
+        let id = self.meter.meter_id.as_str();
+        let (dashed, id, kind) = (id.starts_with('-'), quoted(id), self.place.kind.word());
+        let version = version.map(|version| format!(" {version}")).unwrap_or_default();
+        let setup = match self.place.setup.0 {
+            0 => String::new(),
+            setup => format!(" --security-setup {setup}"),
+        };
+        // An id may begin with a dash: flags come first then, and an end of them.
+        match dashed {
+            true => format!("ami-tool key {verb}{setup} -- {id} {kind}{version}"),
+            false => format!("ami-tool key {verb} {id} {kind}{version}{setup}"),
         }
-        say(
-            format!("ami-tool key transfer {at}"),
-            format!(
-                "version {version} is staged: send it, under the pair that the meter answers to"
-            ),
-        );
-        let sent = transfer.is_some_and(|it| it.sent_ms.is_some());
-        say(
-            format!("ami-tool key destroy {at} --version {version}{}", if sent { " --last-way" } else { "" }),
-            match sent {
-                true => "gives the staged version up: only if it is sure that the meter does not hold it".to_owned(),
-                false => "gives the staged version up: nobody has it but this service".to_owned(),
-            },
-        );
     }
-    let preferred = place.preferred(meter).map(|key| key.version);
-    for key in place.versions(meter) {
-        let version = key.version;
-        match key.state {
-            KeyState::Active if preferred != Some(version) => say(
-                format!("ami-tool key rollback {at} --version {version}"),
-                "the meter fell back to this version: what is sent goes out under it again".to_owned(),
+
+    fn step(self, (verb, version): (&str, Option<u16>), reason: impl Into<String>) -> Advice {
+        Advice { command: self.command(verb, version), reason: reason.into() }
+    }
+
+    /// One that waits to be shown.
+    fn of_staged(self, staged: &KeyRecord, all: &mut Vec<Advice>) {
+        let (version, transfer) = (staged.version, staged.life.transfer.as_ref());
+        let sent = transfer.filter(|it| it.sent_ms.is_some());
+        all.extend(sent.map(|it| self.find_out(version, it.carrier.setup)));
+        let reason = format!(
+            "version {version} is staged: send it, under the pair that the meter answers to"
+        );
+        all.push(self.step(("next-transfer", None), reason));
+        let (verb, reason) = match sent {
+            Some(_) => ("destroy --last-way", GIVEN_UP_SENT),
+            None => ("destroy", GIVEN_UP),
+        };
+        all.push(self.step((verb, Some(version)), reason));
+    }
+
+    /// Which pair the meter holds, of a version that was handed out.
+    fn find_out(self, version: u16, carrier: SecuritySetup) -> Advice {
+        let tried: Vec<String> = pairs(self.meter, carrier).iter().map(word).collect();
+        let tried = tried.join(", ");
+        Advice {
+            command: format!("ami-tool decrypt --meter={} -", quoted(self.meter.meter_id.as_str())),
+            reason: format!(
+                "version {version} was handed out and is not shown: authenticate to the meter (HLS), or read anything of it, \
+                 under each of the pairs {tried} (GUEK/GAK) in turn, and have what it sends opened: the pair that it answers to \
+                 is the one that it holds"
             ),
-            KeyState::Deactivated => say(
-                format!("ami-tool key revive {at} --version {version}"),
-                "the meter was set back to this value: it goes on as a new version; takes two people".to_owned(),
-            ),
-            _ => {}
         }
+    }
+
+    /// One that others know and that nothing follows.
+    fn of_compromised(self, all: &mut Vec<Advice>) {
+        let compromised = |key: &KeyRecord| key.state == KeyState::Compromised;
+        let is_lone = self.place.preferred(self.meter).is_none();
+        if is_lone && self.place.versions(self.meter).any(compromised) {
+            all.push(self.step(("stage", None), NO_OTHER));
+        }
+    }
+
+    /// Versions that may be gone back to.
+    fn of_versions(self, all: &mut Vec<Advice>) {
+        let preferred = self.place.preferred(self.meter).map(|key| key.version);
+        for key in self.place.versions(self.meter) {
+            if let Some((verb, reason)) = back_to(key, preferred) {
+                all.push(self.step((verb, Some(key.version)), reason));
+            }
+        }
+    }
+}
+
+/// How a version is gone back to, if it may be.
+fn back_to(key: &KeyRecord, preferred: Option<u16>) -> Option<(&'static str, &'static str)> {
+    match key.state {
+        KeyState::Destroyed => None,
+        _ if key.life.destroy_at_ms.is_some() => Some(("restore", CONDEMNED)),
+        KeyState::Active if preferred != Some(key.version) => Some(("rollback", FELL_BACK)),
+        KeyState::Deactivated => Some(("revive", SET_BACK)),
+        _ => None,
+    }
+}
+
+fn word(pair: &Pair) -> String {
+    format!("{}/{}", pair.encryption, pair.authentication.unwrap_or_default())
+}
+
+/// An id as a shell takes it for one word.
+fn quoted(id: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:/@+,=%".contains(&byte);
+    match id.bytes().all(plain) {
+        true => id.to_owned(),
+        false => format!("'{}'", id.replace('\'', r"'\''")),
     }
 }

@@ -67,6 +67,10 @@ pub enum Purpose {
     KeyTransfer,
     /// HLS authentication, which comes before it.
     Hls,
+    /// A message for a broadcast group: some of its members may use a key that is staged.
+    Broadcast,
+    /// A read that finds out which keys a meter holds.
+    Probe,
 }
 
 /// A wish for a counter.
@@ -376,7 +380,9 @@ impl Allocator {
         let used = self.next.get(&wish.line.name).filter(|(used, _)| *used >= offset);
         let (offset, next) = used.copied().unwrap_or((offset, held.start));
         let counter_epoch = offset.counter_epoch(epoch)?;
-        if wish.purpose == Purpose::Traffic && next >= SEQUENCES - FOR_TRANSFER {
+        if matches!(wish.purpose, Purpose::Traffic | Purpose::Broadcast)
+            && next >= SEQUENCES - FOR_TRANSFER
+        {
             return Err(NotAllocated::ForTransfer);
         }
         if next >= SEQUENCES {

@@ -9,6 +9,7 @@
 pub mod choosing;
 pub mod due;
 pub mod evidence;
+pub mod grouping;
 mod refusal;
 pub mod staging;
 pub mod standing;

@@ -68,32 +68,45 @@ pub(super) fn attempt(
     item: &Item<'_>,
     out: &mut Vec<u8>,
 ) -> Attempt {
-    match open_plain(apdu, meter, item, out) {
-        Some(outcome) => Attempt::Done(outcome),
-        None => Attempting { apdu, meter, setup: item.setup }.run(out),
-    }
+    let tried = match open_first(apdu, meter, item, out) {
+        First::Done(outcome) => return Attempt::Done(outcome),
+        First::NotAuthentic => 1,
+        First::NotTried => 0,
+    };
+    Attempting { apdu, meter, setup: item.setup, tried }.run(out)
 }
 
-/// The way of nearly all APDUs: a push that carries its meter's title, authenticated and encrypted,
-/// from a meter with one GUEK and one GAK. `None`: look closer.
+/// What came of the first pair.
+enum First {
+    Done(Outcome),
+    /// It is not the pair.
+    NotAuthentic,
+    /// Look closer.
+    NotTried,
+}
+
+/// The way of nearly all APDUs: a push that carries its meter's title, authenticated and encrypted, under the GUEK
+/// and the GAK that the meter has or, in the grace of a rotation, that are tried first.
 #[inline]
-fn open_plain(
+fn open_first(
     apdu: &CipheredApdu<'_>,
     meter: &ResidentMeter<'_>,
     item: &Item<'_>,
     out: &mut Vec<u8>,
-) -> Option<Outcome> {
+) -> First {
     let control = apdu.security_control();
     let ordinary = control.authenticated
         && control.encrypted
         && apdu.key_set() == KeySet::Unicast
         && apdu.encryption_key() == EncryptionKey::Global
         && item.setup.is_none_or(|setup| setup == SecuritySetup(0))
-        && meter.is_plain()
         && !meter.is_damaged();
-    let title = apdu.system_title().filter(|title| ordinary && *title == meter.title())?;
-    let (encryption, encryption_key_version) = meter.plain_guek()?;
-    let (authentication, authentication_key_version) = meter.plain_gak()?;
+    let title = apdu.system_title().filter(|title| ordinary && *title == meter.title());
+    let (Some(title), Some([guek, gak])) = (title, meter.first_pair()) else {
+        return First::NotTried;
+    };
+    let ((encryption, encryption_key_version), (authentication, authentication_key_version)) =
+        (guek, gak);
     let keys = Keys { encryption, authentication };
     let opened = Outcome {
         verdict: Verdict::Ok,
@@ -107,10 +120,13 @@ fn open_plain(
         shown: None,
     };
     match apdu.open(&keys, &title, header_rule(meter.policy()), out) {
-        Ok(()) => Some(opened),
+        Ok(()) => First::Done(opened),
         // There is no other pair to try.
-        Err(OpenError::NotAuthentic) => Some(Outcome::of(Verdict::MicFailure).about(apdu, title)),
-        Err(_) => None,
+        Err(OpenError::NotAuthentic) if meter.is_plain() => {
+            First::Done(Outcome::of(Verdict::MicFailure).about(apdu, title))
+        }
+        Err(OpenError::NotAuthentic) => First::NotAuthentic,
+        Err(_) => First::NotTried,
     }
 }
 
@@ -121,7 +137,7 @@ pub(super) fn verifies_exchanged(
     meter: &ResidentMeter<'_>,
     item: &Item<'_>,
 ) -> bool {
-    let attempting = Attempting { apdu, meter, setup: item.setup };
+    let attempting = Attempting { apdu, meter, setup: item.setup, tried: 0 };
     let Ok(originator) = attempting.checked() else { return false };
     let rule = header_rule(meter.policy());
     let mut scratch = Zeroizing::new(Vec::with_capacity(apdu.open_capacity(rule)));
@@ -180,6 +196,8 @@ pub(super) struct Attempting<'a, 'm> {
     pub(super) apdu: &'a CipheredApdu<'a>,
     pub(super) meter: &'m ResidentMeter<'m>,
     pub(super) setup: Option<SecuritySetup>,
+    /// So many pairs were tried.
+    pub(super) tried: usize,
 }
 
 impl Attempting<'_, '_> {
@@ -275,7 +293,8 @@ impl Attempting<'_, '_> {
             .iter()
             .flat_map(|ek| authentication.iter().map(move |ak| (ek, ak)))
             .filter(|(ek, ak)| ek.setup == ak.setup)
-            .take(PAIRS_MAX);
+            .take(PAIRS_MAX)
+            .skip(self.tried);
         let mut tries = Vec::new();
         for (ek, ak) in pairs {
             let KeyMaterial::Bytes(authentication) = ak.key else { continue };

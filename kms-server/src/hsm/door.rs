@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{
     CeremonyKey, GcmOpen, HandedKeks, ImportKey, Made, MakeKeys, NotAuthentic, NotTrusted, RsaKey,
-    TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey,
+    ShareKey, TakeKeys, Taken, Token, TokenError, TokenStatus, WrappedKey,
     figures::{Figures, Operation},
 };
 use crate::telemetry::{
@@ -140,6 +140,11 @@ impl Hsm {
     /// [`MakesKeys::make_keys`](super::MakesKeys::make_keys).
     pub async fn make_keys(&self, job: MakeKeys) -> Result<Made, TokenError> {
         self.pass(Operation::MakeKeys, move |token| token.make_keys(&job)).await
+    }
+
+    /// [`MakesKeys::share_key`](super::MakesKeys::share_key).
+    pub async fn share_key(&self, job: ShareKey) -> Result<Made, TokenError> {
+        self.pass(Operation::MakeKeys, move |token| token.share_key(&job)).await
     }
 
     /// [`Enrols::transport_block_key`](super::Enrols::transport_block_key).
@@ -366,6 +371,9 @@ mod tests {
 
     impl MakesKeys for Stuck {
         fn make_keys(&self, _: &MakeKeys) -> Result<Made, TokenError> {
+            Err(TokenError::Busy)
+        }
+        fn share_key(&self, _: &ShareKey) -> Result<Made, TokenError> {
             Err(TokenError::Busy)
         }
     }

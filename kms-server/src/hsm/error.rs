@@ -2,6 +2,8 @@
 
 use std::error::Error as StdError;
 
+use kms_core::site::keks::KekId;
+
 /// Boxed cause of an error.
 pub type BoxError = Box<dyn StdError + Send + Sync>;
 
@@ -40,4 +42,12 @@ pub enum TokenError {
         /// The deadline that passed.
         deadline_ms: u64,
     },
+}
+
+impl TokenError {
+    /// No site KEK of this name is in use.
+    pub(super) fn unknown_kek(id: &KekId) -> Self {
+        let source = format!("it uses no site KEK with id {}", hex::encode(id)).into();
+        Self::Refused { operation: "use a site KEK", source }
+    }
 }

@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod door;
+mod door_keks;
 mod enrolling;
 mod error;
 mod figures;
@@ -13,7 +14,7 @@ mod making;
 pub mod memory;
 pub mod pkcs11;
 mod rsa_key;
-mod site_keks;
+mod sharing;
 mod taking;
 mod terms;
 mod traits;
@@ -25,9 +26,11 @@ pub use error::{BoxError, TokenError};
 pub use import_key::ImportKey;
 pub use making::{KeyLen, MADE_PER_CALL_MAX, Made, MakeKeys, NewKey, NotMade, WantedKey};
 pub use rsa_key::{NotAnRsaKey, NotWrapped, RsaKey};
-pub use site_keks::SiteKeks;
+pub use sharing::ShareKey;
 pub use taking::{
     KEYS_PER_CALL_MAX, LockedKey, NotAKey, SealedValue, StoreUnder, TakeKeys, Taken, TakenKey,
 };
 pub use terms::{GcmOpen, NotAuthentic, TokenStatus, WrappedKey};
-pub use traits::{BlockSeals, Device, Enrols, ImportsKeys, MakesKeys, SealedKeys, Signs, Token};
+pub use traits::{
+    BlockSeals, Device, Enrols, ImportsKeys, MakesKeys, SealedKeys, Signs, SiteKeks, Token,
+};

@@ -3,6 +3,7 @@
 use kms_core::{
     BlockSecret, ClearKey, SealedKek,
     audit::{PublicKey, Signature},
+    site::keks::{Kek, KekId},
 };
 
 use super::{
@@ -11,7 +12,7 @@ use super::{
     import_key::ImportKey,
     making::{Made, MakeKeys},
     rsa_key::RsaKey,
-    site_keks::SiteKeks,
+    sharing::ShareKey,
     taking::{TakeKeys, Taken},
     terms::{GcmOpen, NotAuthentic, TokenStatus, WrappedKey},
 };
@@ -89,6 +90,10 @@ pub trait MakesKeys: Send + Sync + 'static {
     ///
     /// A KEK that does not open is an error of its own keys and leaves the others alone.
     fn make_keys(&self, job: &MakeKeys) -> Result<Made, TokenError>;
+
+    /// The same with a key that there is: opened out of what is stored of it, and wrapped for other meters. `Refused` if
+    /// that does not open; what opens as another key is no answer.
+    fn share_key(&self, job: &ShareKey) -> Result<Made, TokenError>;
 }
 
 /// Hands keys on to the token of another site, and takes what that site hands on.
@@ -106,6 +111,71 @@ pub trait Enrols: Send + Sync + 'static {
     /// Opens a block secret that was wrapped to `transport-block`. `Refused` if it was changed, or is for
     /// another key.
     fn receive_secret(&self, wrapped: &[u8]) -> Result<BlockSecret, TokenError>;
+}
+
+/// Makes, uses and destroys site KEKs. What is given here is what a token does that has one for good.
+///
+/// Every method may block for as long as the device takes, but [`SiteKeks::kek_in_use`] and [`SiteKeks::keks_that_open`].
+pub trait SiteKeks: BlockSeals + Device {
+    /// The one that seals are made under, and its proof.
+    fn kek_in_use(&self) -> Kek {
+        Kek { id: self.status().site_kek_id, proof: Vec::new() }
+    }
+
+    /// Those that seals are opened under: that one first.
+    fn keks_that_open(&self) -> Vec<KekId> {
+        vec![self.status().site_kek_id]
+    }
+
+    /// [`BlockSeals::seal`] under this KEK, which is one of them.
+    fn seal_under(
+        &self,
+        kek: &KekId,
+        place: &[u8],
+        secret: &BlockSecret,
+    ) -> Result<Vec<u8>, TokenError> {
+        if self.status().site_kek_id == *kek {
+            self.seal(place, secret)
+        } else {
+            Err(TokenError::unknown_kek(kek))
+        }
+    }
+
+    /// [`BlockSeals::open`] under this KEK, which is one of them.
+    fn open_under(
+        &self,
+        kek: &KekId,
+        place: &[u8],
+        sealed: &[u8],
+    ) -> Result<BlockSecret, TokenError> {
+        if self.status().site_kek_id == *kek {
+            self.open(place, sealed)
+        } else {
+            Err(TokenError::unknown_kek(kek))
+        }
+    }
+
+    /// Makes a site KEK of this name beside those that there are, or finds it made; its proof. It is used once
+    /// [`SiteKeks::use_keks`] says so.
+    fn make_kek(&self, id: &KekId) -> Result<Kek, TokenError> {
+        Err(TokenError::unknown_kek(id))
+    }
+
+    /// From now on seals are made under `current`, and opened under the further ones besides; of those it does not have
+    /// nothing is said. `Refused`, and nothing changes, if the token does not have `current`, or that is another key than its
+    /// proof says.
+    fn use_keks(&self, current: &Kek, _further: &[Kek]) -> Result<(), TokenError> {
+        if self.status().site_kek_id == current.id {
+            Ok(())
+        } else {
+            Err(TokenError::unknown_kek(&current.id))
+        }
+    }
+
+    /// Destroys a site KEK that is not in use, or finds that there is none.
+    fn destroy_kek(&self, id: &KekId) -> Result<(), TokenError> {
+        Err(TokenError::unknown_kek(id))
+    }
 }
 
 /// All that a token is to this service.

@@ -3,7 +3,7 @@
 use super::{
     error::KeyringError,
     taking::{AtHand, BlockKeysAtHand, TakeError, Taker},
-    writing::{KeysOfBlock, WrappedValue},
+    writing::WrappedValue,
 };
 use crate::hsm::{KeyLen, MADE_PER_CALL_MAX, MakeKeys, NewKey, NotMade, TokenError, WantedKey};
 use kms_core::{SealedKek, block::keys};
@@ -14,7 +14,7 @@ const ATTEMPTS_MAX: usize = 3;
 /// A key to make.
 pub struct KeyToMake<'a> {
     /// Of its meter's block.
-    pub block: &'a KeysOfBlock,
+    pub block: AtHand<'a>,
     /// Where it is stored; `None`: protection `MEMORY`.
     pub under: Option<SealedKek>,
     /// As the meter's security suite has it.
@@ -59,7 +59,7 @@ impl Taker {
                 continue;
             }
             let made: Vec<_> = made.into_iter().map(|key| key.map(value)).collect();
-            let places = group.iter().map(|key| (AtHand::from(key.block), key.under));
+            let places = group.iter().map(|key| (key.block, key.under));
             let values = made.iter().map(|key| key.as_ref().ok().map(|made| &made.stored));
             if self.open_as_said(places.zip(values))? {
                 return Ok(made);
@@ -75,7 +75,7 @@ impl Taker {
         let mut keks: Vec<Vec<u8>> = Vec::new();
         let mut wanted = Vec::with_capacity(group.len());
         for KeyToMake { block, under, len, kek } in group {
-            let under = blocks.under(&self.opener, AtHand::from(*block), *under)?;
+            let under = blocks.under(&self.opener, *block, *under)?;
             let place = keks.iter().position(|known| known == kek).unwrap_or(keks.len());
             if place == keks.len() {
                 keks.push(kek.to_vec());
@@ -91,7 +91,7 @@ impl Taker {
     }
 }
 
-fn value(key: NewKey) -> MadeValue {
+pub(super) fn value(key: NewKey) -> MadeValue {
     let NewKey { meter_blob, storage_blob, fingerprint, kcv } = key;
     let stored = WrappedValue { wrapped: storage_blob, kcv: Some(kcv), fingerprint };
     MadeValue { stored, for_meter: meter_blob }

@@ -83,18 +83,6 @@ impl Records {
         self.opener.resident.blocks()
     }
 
-    /// The facts of a kind that a block has, verified with all of it. One that is damaged is none.
-    pub async fn facts_of(&self, block: BlockNo, kind: u8) -> Result<Vec<Fact>, KeyringError> {
-        let (_, verified) = self.opener.verified(block).await?;
-        let of_kind = verified.authentic().filter(|it| it.key.as_bytes().first() == Some(&kind));
-        Ok(of_kind
-            .filter_map(|it| match Record::decode(&it.body) {
-                Ok(Record::Fact(fact)) if fact.name().kind == kind => Some(fact),
-                _ => None,
-            })
-            .collect())
-    }
-
     /// The meters of a block, verified with all of it. One that can't be read is left out.
     pub async fn meters_of(&self, block: BlockNo) -> Result<Vec<MeterRecord>, KeyringError> {
         let (_, verified) = self.opener.verified(block).await?;
@@ -105,6 +93,27 @@ impl Records {
                 _ => None,
             })
             .collect())
+    }
+
+    /// The facts of a kind in a block, verified with all of it; those that can't be read are left out.
+    pub async fn facts_of(&self, block: BlockNo, kind: u8) -> Result<Vec<Fact>, KeyringError> {
+        let (_, verified) = self.opener.verified(block).await?;
+        let of_kind = verified.authentic().filter(|it| it.key.as_bytes().first() == Some(&kind));
+        let facts = of_kind.filter_map(|stored| match verified.stands(&stored.key) {
+            Ok(Some(Record::Fact(fact))) => Some(fact),
+            _ => None,
+        });
+        Ok(facts.collect())
+    }
+
+    /// These records of one block, read and verified once: `None` for each that is not there, or can't be read.
+    pub async fn stand(
+        &self,
+        block: BlockNo,
+        keys: &[RecordKey],
+    ) -> Result<Vec<Option<Record>>, KeyringError> {
+        let (_, verified) = self.opener.verified(block).await?;
+        Ok(keys.iter().map(|key| verified.stands(key).unwrap_or(None)).collect())
     }
 
     /// Whether the domain has a block of this number.

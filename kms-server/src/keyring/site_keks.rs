@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use tokio::sync::Mutex;
 
-use super::{error::KeyringError, opening::Opener};
 use crate::{
     hsm::{Hsm, TokenError},
     store::{ReadStore, SealedSecret, StoreError},
 };
-use kms_core::{BlockNo, DomainRecord, site::keks::SignedSiteKeks};
+use kms_core::{DomainRecord, site::keks::SignedSiteKeks};
 
 /// Why what the database says of site KEKs is not taken up.
 #[derive(Debug, thiserror::Error)]
@@ -105,55 +104,7 @@ pub async fn take_up(
     Ok(Some(row))
 }
 
-impl Opener {
-    /// Of these seals those that this server's token opens: of each version one, that under the KEK in use before others.
-    pub(super) fn ours(&self, seals: &[SealedSecret]) -> Vec<SealedSecret> {
-        ours(&self.hsm, seals)
-    }
-
-    /// The seals of a block for this token, by version. Where none is ours of a version that there is, another site KEK may
-    /// be in use, of which this server has not heard.
-    pub(super) async fn own_seals(
-        &self,
-        block: BlockNo,
-    ) -> Result<Vec<SealedSecret>, KeyringError> {
-        // Of its records none is asked for.
-        let stored = self.store.block_in_part(block, &[]).await?;
-        let seals = stored.ok_or_else(|| KeyringError::missing(block))?.seals;
-        let found = self.ours(&seals);
-        let has = |version| found.iter().any(|seal| seal.secret_version == version);
-        if seals.iter().all(|seal| has(seal.secret_version)) {
-            return Ok(found);
-        }
-        self.hear_of_keks().await;
-        Ok(self.ours(&seals))
-    }
-
-    /// The seal of a version for this token.
-    pub(super) async fn own_seal(
-        &self,
-        block: BlockNo,
-        version: u32,
-        seals: &[SealedSecret],
-    ) -> Result<SealedSecret, KeyringError> {
-        let of_version = |seals: Vec<SealedSecret>| {
-            seals.into_iter().find(|seal| seal.secret_version == version)
-        };
-        if let Some(seal) = of_version(self.ours(seals)) {
-            return Ok(seal);
-        }
-        self.hear_of_keks().await;
-        of_version(self.ours(seals)).ok_or(KeyringError::NotSealedForUs(block))
-    }
-
-    async fn hear_of_keks(&self) {
-        if let Err(error) = self.keks.learn().await {
-            tracing::warn!(%error, "site KEKs in use can't be told: those that are known stay");
-        }
-    }
-}
-
-/// As [`Opener::ours`].
+/// Of these seals those that this server's token opens: of each version one, that under the KEK in use before others.
 pub fn ours(hsm: &Hsm, seals: &[SealedSecret]) -> Vec<SealedSecret> {
     let keks = hsm.keks_that_open();
     let rank = |seal: &SealedSecret| keks.iter().position(|kek| *kek == seal.kek_id);

@@ -47,7 +47,7 @@ pub enum TakeError {
 
 /// What is needed of a block to store keys in it.
 #[derive(Clone, Copy)]
-pub(super) struct AtHand<'a> {
+pub struct AtHand<'a> {
     block: BlockNo,
     keys: &'a BlockKeys,
     wrap_key: &'a [u8],
@@ -80,21 +80,30 @@ impl BlockKeysAtHand {
     pub(super) fn under(
         &mut self,
         opener: &Opener,
-        AtHand { block, wrap_key, .. }: AtHand<'_>,
+        at_hand: AtHand<'_>,
         kek: Option<SealedKek>,
     ) -> Result<StoreUnder, KeyringError> {
-        if let Some(kek) = kek {
-            return Ok(StoreUnder::Kek(kek));
+        match kek {
+            Some(kek) => Ok(StoreUnder::Kek(kek)),
+            None => self.at(opener, at_hand).map(StoreUnder::Block),
         }
+    }
+
+    /// The place of this block's own key.
+    pub(super) fn at(
+        &mut self,
+        opener: &Opener,
+        AtHand { block, wrap_key, .. }: AtHand<'_>,
+    ) -> Result<usize, KeyringError> {
         if let Some(place) = self.places.get(&block) {
-            return Ok(StoreUnder::Block(*place));
+            return Ok(*place);
         }
         let mut copy = opener.room(block, WRAP_KEY_LEN, Room::MayCloseOthers)?;
         copy.bytes_mut()[..WRAP_KEY_LEN].copy_from_slice(wrap_key);
         let place = self.wrap_keys.len();
         self.places.insert(block, place);
         self.wrap_keys.push(Arc::new(WrapKey(copy)));
-        Ok(StoreUnder::Block(place))
+        Ok(place)
     }
 }
 

@@ -90,7 +90,7 @@ impl Lifecycle {
             change.ok_or_else(|| LifecycleError::OurFault { reason: "no change".to_owned() })?;
         let forgotten = match change.fact(&name) {
             Some(Fact::List(known)) => known.forgotten(&forget.number, &forget.from),
-            Some(_) | None => Err(NotForgotten::Moved),
+            _ => Err(NotForgotten::Moved),
         };
         let forgotten = forgotten.map_err(|why| {
             LifecycleError::Refused(refusal(RefusalCode::ListMoved, why.to_string()))

@@ -2,6 +2,7 @@
 
 use super::{
     error::LifecycleError,
+    groups::{group_of, membership_of, still_member},
     import::{
         meter::{ImportResult, ImportRules, NewMeter},
         run::Imports,
@@ -113,8 +114,11 @@ impl Lifecycle {
     ) -> Result<Vec<BlockMark>, LifecycleError> {
         let not_found = || LifecycleError::NotFound(id.to_string());
         let title = self.title_of(id).await?;
-        let key = (self.records.block_of(&title), RecordKey::meter(&title));
-        let mut changes = self.writer.change_records([key]).await?;
+        let block = self.records.block_of(&title);
+        let setups = self.setups_of(&title).await?;
+        let members = setups.iter().map(|setup| membership_of(&title, *setup));
+        let keys = members.chain([RecordKey::meter(&title)]).map(|key| (block, key));
+        let mut changes = self.writer.change_records(keys).await?;
         let change = changes.first_mut().ok_or_else(not_found)?;
         let Some(Record::Meter(meter)) = change.record(&title)? else {
             return Err(not_found());
@@ -126,6 +130,12 @@ impl Lifecycle {
             let why = NotDone::LegalHold;
             return Err(LifecycleError::Refused(refusal(why.code(), why.to_string())));
         }
+        // What would go with it is the group's, and the group has to know that one who has its key is gone.
+        let mut groups = setups.iter().filter_map(|setup| group_of(change, &title, *setup));
+        if let Some(group) = groups.next() {
+            return Err(still_member(&group.group));
+        }
+        drop(groups);
         let now_ms = self.clock.unix_ms();
         let block = Some(change.block());
         let subject = Subject { system_title: Some(title), block, ..Subject::meter(id) };

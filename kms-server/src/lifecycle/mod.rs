@@ -8,6 +8,7 @@ mod campaigns;
 mod config;
 mod divergence;
 mod error;
+mod groups;
 mod import;
 mod listing;
 mod lists;
@@ -25,6 +26,9 @@ pub use campaigns::{
 pub use config::Config;
 pub use divergence::{Aside, AsideId, AsidePage, DECIDED_MAX, Reconciled, Which};
 pub use error::LifecycleError;
+pub use groups::{
+    Brought, GROUPS_BLOCKS_A_PAGE, GroupMember, GroupView, Joined, Left, PER_CALL_MAX, Rotated,
+};
 pub use import::{
     checks::{KEYS_MAX, LOGICAL_DEVICE_NAME_MAX},
     meter::{ImportResult, ImportRules, Imported, NewKey, NewMeter},

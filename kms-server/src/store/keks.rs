@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use super::{ChainLink, SealedSecret, nouns::StoreError};
+use super::nouns::{ChainLink, SealedSecret, StoreError};
 use kms_core::{
     BlockNo,
     audit::Signature,

@@ -36,8 +36,8 @@ use counters::CounterStore;
 use floors::FloorStore;
 use keks::{KekRows, KekStep, KekStore};
 pub use nouns::{
-    BlockChange, DamagedRow, Founding, Holder, IndexEntry, IndexedMeter, Positions, RecordChange,
-    RestoreState, SealedSecret, StandbyLag, StoreError, StoredBlock, Timeline,
+    BlockChange, ChainLink, DamagedRow, Founding, Holder, IndexEntry, IndexedMeter, Positions,
+    RecordChange, RestoreState, SealedSecret, StandbyLag, StoreError, StoredBlock, Timeline,
 };
 use papers::{PaperStore, Strange};
 use peer_audit::PeerAuditStore;
@@ -53,15 +53,6 @@ pub trait FollowBlocks: Send + 'static {
     /// Where blocks stand: those that just changed, or all of them, at the latest 500 ms after the
     /// last answer. An error says that nothing was heard; ask again.
     async fn next(&mut self) -> Result<Positions, StoreError>;
-}
-
-/// Events that continue one chain: at least one.
-#[derive(Clone, Copy, Debug)]
-pub struct ChainLink<'a> {
-    /// The end of the chain as it stands.
-    pub behind: ChainTip,
-    /// The events that come behind it, in order.
-    pub events: &'a [StoredEvent],
 }
 
 /// Reading.

@@ -2,7 +2,7 @@
 
 use kms_core::{
     BlockNo, DomainRecord, Epoch, Fingerprint, Head, MeterId, Position, StoredRecord, SystemTitle,
-    audit::{NodeId, Signature},
+    audit::{ChainTip, NodeId, Signature, StoredEvent},
     counters::mark::StoredMark,
     freshness::SignedHeadTable,
     site::{
@@ -323,4 +323,13 @@ impl RoleRow {
     pub fn founding(domain: &DomainRecord) -> Self {
         Self { epoch: domain.epoch, writes: domain.kind.owns(domain.epoch) }
     }
+}
+
+/// Events that continue one chain: at least one.
+#[derive(Clone, Copy, Debug)]
+pub struct ChainLink<'a> {
+    /// The end of the chain as it stands.
+    pub behind: ChainTip,
+    /// The events that come behind it, in order.
+    pub events: &'a [StoredEvent],
 }

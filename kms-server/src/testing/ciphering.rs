@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "tests may")]
 
-use kms_core::{KeyKind, Verdict};
+use kms_core::{
+    KeyKind, MeterId, MeterPolicy, SecuritySetup, SystemTitle, Verdict, life::choosing::Place,
+};
 
 use super::{
     home::at_home,
-    site_common::{GAK, GUEK, Site, id, in_hsm, key, meter, push, push_with, title, value},
+    site_common::{GAK, GUEK, Site, call, id, in_hsm, key, meter, push, push_with, title, value},
 };
 use crate::{
     ciphering::{Item, Named, Want},
@@ -97,5 +99,46 @@ fn keys_in_each_others_place_are_told_and_open_nothing() {
         let other = push_with(1, 0x30, &value(9, GUEK), &value(9, GAK), PLAIN);
         let item = Item { apdu: &other, ..item };
         assert!(!site.ciphering.is_exchanged(&item, title(1)));
+    });
+}
+
+#[test]
+fn a_meter_in_grace_opens_under_either_key_and_what_is_to_be_said_of_the_newer_is_said() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let policy = MeterPolicy {
+            client_title: Some(SystemTitle::new(*b"AMIHES\x00\x01")),
+            ..MeterPolicy::default()
+        };
+        site.add(NewMeter { policy: Some(policy), ..meter(1) }).await;
+        let newer = vec![key(KeyKind::Guek, value(1, 20)), key(KeyKind::Gak, value(1, 21))];
+        site.add_versions(NewMeter { keys: newer, ..meter(1) }).await;
+        let (gueks, gaks) = ([value(1, GUEK), value(1, 20)], [value(1, GAK), value(1, 21)]);
+        let each = async |wanted: Verdict| {
+            for (guek, gak) in [(1, 1), (0, 1), (1, 0), (0, 0)] {
+                let push = push_with(1, 0x30, &gueks[guek], &gaks[gak], PLAIN);
+                let (outcome, plain) = site.open(&push, Named::InApdu).await;
+                let versions = (guek as u16 + 1, gak as u16 + 1);
+                let found = (outcome.encryption_key_version, outcome.authentication_key_version);
+                let verdict = if guek == 1 { wanted } else { Verdict::Ok };
+                assert_eq!((outcome.verdict, found), (verdict, versions));
+                assert_eq!(plain == PLAIN, verdict == Verdict::Ok);
+                // Of the setup that it is of, and of no other.
+                let of = |setup| Item { apdu: &push, named: Named::InApdu, setup: Some(setup) };
+                let items = [of(SecuritySetup(0)), of(SecuritySetup(1))];
+                let opened = site.ciphering.open_batch(&items, Want::Verdict).await;
+                let verdicts = [0, 1].map(|at| opened.outcomes[at].verdict);
+                assert_eq!(verdicts, [verdict, Verdict::NoUsableKey]);
+            }
+            let mut forged = push_with(1, 0x30, &gueks[1], &gaks[1], PLAIN);
+            *forged.last_mut().unwrap() ^= 1;
+            assert_eq!(site.verdict(&forged).await, Verdict::MicFailure);
+        };
+        each(Verdict::Ok).await;
+        let id = MeterId::new(&id(1)).unwrap();
+        let second = (Place { setup: SecuritySetup(0), kind: KeyKind::Guek }, 2);
+        let compromise = call("Rotation/CompromiseKey");
+        site.lifecycle.compromise_key(&compromise, &id, second).await.unwrap();
+        each(Verdict::CompromisedKey).await;
     });
 }

@@ -13,6 +13,8 @@ mod facts;
 mod floors;
 mod forks;
 mod forwarding;
+mod group_sites;
+mod groups;
 mod handing;
 mod hls;
 mod hls_evidence;

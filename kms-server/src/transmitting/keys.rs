@@ -83,11 +83,15 @@ impl Choice {
     fn allows(self, candidate: &Candidate<'_>) -> bool {
         let Standing { protects, active, carries, compromised, .. } = candidate.standing;
         match (self.version, self.purpose) {
-            (0, Purpose::Traffic) => protects,
+            (0, Purpose::Traffic | Purpose::Broadcast) => protects,
             // What was compromised carries the transfer of its successor, where nothing is preferred.
-            (0, Purpose::KeyTransfer | Purpose::Hls) => protects || compromised,
+            (0, Purpose::KeyTransfer | Purpose::Hls | Purpose::Probe) => protects || compromised,
             (named, Purpose::Traffic) => named == candidate.version && active,
-            (named, Purpose::KeyTransfer | Purpose::Hls) => named == candidate.version && carries,
+            // Members of a group use it that were brought it already, and have not said so.
+            (named, Purpose::Broadcast) => named == candidate.version && carries && !compromised,
+            (named, Purpose::KeyTransfer | Purpose::Hls | Purpose::Probe) => {
+                named == candidate.version && carries
+            }
         }
     }
 }

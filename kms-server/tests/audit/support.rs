@@ -23,8 +23,8 @@ use kms_server::{
     audit::{self, Audit, Config, Parts},
     hsm::{
         BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, Hsm, ImportKey, ImportsKeys,
-        Made, MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, SiteKeks,
-        TakeKeys, Taken, TokenError, TokenStatus, WrappedKey,
+        Made, MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, ShareKey, Signs,
+        SiteKeks, TakeKeys, Taken, TokenError, TokenStatus, WrappedKey,
     },
     store::{
         AuditStore as _, WriteStore,
@@ -117,6 +117,9 @@ impl ImportsKeys for Signer {
 
 impl MakesKeys for Signer {
     fn make_keys(&self, _: &MakeKeys) -> Result<Made, TokenError> {
+        Err(TokenError::Busy)
+    }
+    fn share_key(&self, _: &ShareKey) -> Result<Made, TokenError> {
         Err(TokenError::Busy)
     }
 }

@@ -6,8 +6,8 @@ use kms_core::{ClearKey, Fingerprint, KeyId, SealedKek};
 
 use super::{apdu, refused};
 use crate::hsm::{
-    KeyLen, LockedKey, MADE_PER_CALL_MAX, Made, MakeKeys, NewKey, NotMade, StoreUnder, Token,
-    WantedKey, WrappedKey,
+    KeyLen, LockedKey, MADE_PER_CALL_MAX, Made, MakeKeys, NewKey, NotMade, ShareKey, StoreUnder,
+    Token, WantedKey, WrappedKey,
 };
 
 /// KEKs of two meters.
@@ -152,4 +152,53 @@ pub(crate) fn a_job_that_is_not_whole_makes_no_key(token: &dyn Token) {
     assert!(refused(token.make_keys(&job(many, vec![key]))));
     let short: LockedKey = Arc::new([1; 16]);
     assert!(refused(token.make_keys(&MakeKeys { wrap_keys: vec![short; 2], ..good() })));
+}
+
+/// A job that shares the key which was made first for block 1 with both meters, in both blocks.
+fn sharing(token: &dyn Token) -> (ShareKey, NewKey) {
+    let first = job(keks(token), vec![wanted(KeyLen::Aes128, MEMORY, 0)]);
+    let made = token.make_keys(&first).unwrap().remove(0).unwrap();
+    let MakeKeys { fingerprint_label, wrap_keys, keks, .. } = first;
+    let to = [(0, 1), (1, 1), (0, 0)]
+        .map(|(block, kek)| wanted(KeyLen::Aes128, StoreUnder::Block(block), kek));
+    let (stored, fingerprint) = ((1, made.storage_blob.clone()), made.fingerprint);
+    (ShareKey { fingerprint_label, wrap_keys, keks, stored, fingerprint, to: to.into() }, made)
+}
+
+pub(crate) fn a_key_that_is_shared_is_one_key_at_all_meters(token: &dyn Token) {
+    let (job, first) = sharing(token);
+    let key = at_the_meter(KEKS[0], &first, KeyLen::Aes128);
+    let shared = token.share_key(&job).unwrap();
+    assert_eq!(shared.len(), job.to.len());
+    for (wanted, made) in job.to.iter().zip(shared) {
+        let made = made.unwrap();
+        assert_eq!((made.fingerprint, made.kcv), (first.fingerprint, first.kcv));
+        assert_eq!(at_the_meter(KEKS[wanted.kek], &made, KeyLen::Aes128), key);
+        let StoreUnder::Block(at) = wanted.under else { panic!("in a block") };
+        assert_eq!(unwrapped(&WRAP_KEYS[at], &made.storage_blob), key);
+    }
+    // A KEK that does not open fails its own meter and no other.
+    let (mut job, _) = sharing(token);
+    job.keks[1][7] ^= 1;
+    let shared = token.share_key(&job).unwrap();
+    assert!(shared[2].is_ok() && shared[0] == Err(NotMade::KekRefused));
+}
+
+pub(crate) fn what_is_not_the_key_is_not_shared(token: &dyn Token) {
+    let good = || sharing(token).0;
+    assert!(token.share_key(&good()).is_ok());
+    let mut forged = good();
+    forged.stored.1[3] ^= 1;
+    assert!(token.share_key(&forged).is_err());
+    // It opens, and is another key than the one that was meant.
+    let other = ShareKey { fingerprint: Fingerprint([7; 16]), ..good() };
+    assert!(token.share_key(&other).is_err());
+    assert!(refused(token.share_key(&ShareKey { stored: (2, vec![0; 24]), ..good() })));
+    assert!(refused(token.share_key(&ShareKey { stored: (1, vec![0; 23]), ..good() })));
+    let long = vec![wanted(KeyLen::Aes256, MEMORY, 0)];
+    assert!(refused(token.share_key(&ShareKey { to: long, ..good() })));
+    let many = vec![wanted(KeyLen::Aes128, MEMORY, 0); MADE_PER_CALL_MAX + 1];
+    assert!(refused(token.share_key(&ShareKey { to: many, ..good() })));
+    // The token is well, and goes on.
+    assert!(token.share_key(&good()).is_ok());
 }

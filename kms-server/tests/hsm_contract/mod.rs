@@ -26,7 +26,8 @@ use crate::hsm::{
 
 pub(crate) use making::{
     a_job_that_is_not_whole_makes_no_key, a_kek_that_does_not_open_fails_its_own_keys_and_no_other,
-    a_new_key_is_at_the_meter_what_is_stored_and_told_of_it,
+    a_key_that_is_shared_is_one_key_at_all_meters,
+    a_new_key_is_at_the_meter_what_is_stored_and_told_of_it, what_is_not_the_key_is_not_shared,
 };
 
 /// Calls a macro with the names of all cases.
@@ -51,6 +52,8 @@ macro_rules! contract {
             a_new_key_is_at_the_meter_what_is_stored_and_told_of_it
             a_kek_that_does_not_open_fails_its_own_keys_and_no_other
             a_job_that_is_not_whole_makes_no_key
+            a_key_that_is_shared_is_one_key_at_all_meters
+            what_is_not_the_key_is_not_shared
         }
     };
 }

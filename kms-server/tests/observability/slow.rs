@@ -11,8 +11,8 @@ use kms_core::{
 };
 use kms_server::hsm::{
     BlockSeals, CeremonyKey, Device, Enrols, GcmOpen, HandedKeks, ImportKey, ImportsKeys, Made,
-    MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, Signs, SiteKeks, StoreUnder,
-    TakeKeys, Taken, TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
+    MakeKeys, MakesKeys, NotAuthentic, NotTrusted, RsaKey, SealedKeys, ShareKey, Signs, SiteKeks,
+    StoreUnder, TakeKeys, Taken, TokenError, TokenStatus, WrappedKey, pkcs11::Pkcs11Token,
 };
 
 /// How slow the slow token is.
@@ -87,6 +87,10 @@ impl MakesKeys for Slow {
             }
         }
         Ok(made)
+    }
+
+    fn share_key(&self, job: &ShareKey) -> Result<Made, TokenError> {
+        self.token.share_key(job)
     }
 }
 

@@ -10,6 +10,7 @@ mod audit_cases;
 mod cases;
 pub mod counter_cases;
 mod floor_cases;
+mod kek_cases;
 pub mod made_up;
 mod paper_cases;
 mod peer_audit_cases;
@@ -132,6 +133,12 @@ where
         changes_after_a_position_are_those_and_in_order
         records_that_are_no_meters_come_back_and_find_nobody
         two_meters_may_claim_an_id_until_all_has_arrived
+    }
+    each! { kek_cases:
+        a_row_of_site_keks_is_replaced_only_by_who_knows_it
+        a_secret_gets_its_twin_once_and_pairs_come_page_by_page
+        no_step_lets_a_seal_go_whose_secret_has_no_twin
+        a_seal_under_a_closed_kek_is_refused_and_nothing_comes_with_it
     }
     each! { paper_cases:
         of_signed_papers_the_newest_of_each_kind_and_site_stays

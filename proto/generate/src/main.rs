@@ -7,7 +7,7 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 use sha2::{Digest as _, Sha256};
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 11] = [
     "ami/kms/v1/audit.proto",
     "ami/kms/v1/types.proto",
     "ami/kms/v1/ciphering.proto",
@@ -15,6 +15,8 @@ const FILES: [&str; 9] = [
     "ami/kms/v1/nodes.proto",
     "ami/kms/v1/replication.proto",
     "ami/kms/v1/rotation.proto",
+    "ami/kms/v1/groups.proto",
+    "ami/kms/v1/campaigns.proto",
     "ami/kms/v1/site.proto",
     "ami/kms/v1/approvals.proto",
 ];

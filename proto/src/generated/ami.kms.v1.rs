@@ -276,6 +276,8 @@ pub enum AuditDetailName {
     StateReason = 26,
     /// 1: a key may be handed out that the other site has not proved.
     WithoutProof = 27,
+    /// The broadcast group: the beginning of the hash over its name.
+    Group = 28,
 }
 impl AuditDetailName {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -312,6 +314,7 @@ impl AuditDetailName {
             Self::KeyVersion => "KEY_VERSION",
             Self::StateReason => "STATE_REASON",
             Self::WithoutProof => "WITHOUT_PROOF",
+            Self::Group => "GROUP",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -345,6 +348,7 @@ impl AuditDetailName {
             "KEY_VERSION" => Some(Self::KeyVersion),
             "STATE_REASON" => Some(Self::StateReason),
             "WITHOUT_PROOF" => Some(Self::WithoutProof),
+            "GROUP" => Some(Self::Group),
             _ => None,
         }
     }
@@ -1817,6 +1821,11 @@ pub enum CounterPurpose {
     KeyTransfer = 2,
     /// HLS authentication (class 15, method 1): also under a key that is staged, or compromised until its successor is proved.
     Hls = 3,
+    /// A broadcast: also under a broadcast key that is staged, since some members of its group may use it already.
+    Broadcast = 4,
+    /// A read that finds out which keys a meter holds: clock, logical device name, invocation counter, or a security setup's
+    /// policy or suite (get-request-normal, no selection). As HLS, under any key that the meter may hold.
+    Probe = 5,
 }
 impl CounterPurpose {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -1829,6 +1838,8 @@ impl CounterPurpose {
             Self::Traffic => "COUNTER_PURPOSE_TRAFFIC",
             Self::KeyTransfer => "COUNTER_PURPOSE_KEY_TRANSFER",
             Self::Hls => "COUNTER_PURPOSE_HLS",
+            Self::Broadcast => "COUNTER_PURPOSE_BROADCAST",
+            Self::Probe => "COUNTER_PURPOSE_PROBE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -1838,6 +1849,8 @@ impl CounterPurpose {
             "COUNTER_PURPOSE_TRAFFIC" => Some(Self::Traffic),
             "COUNTER_PURPOSE_KEY_TRANSFER" => Some(Self::KeyTransfer),
             "COUNTER_PURPOSE_HLS" => Some(Self::Hls),
+            "COUNTER_PURPOSE_BROADCAST" => Some(Self::Broadcast),
+            "COUNTER_PURPOSE_PROBE" => Some(Self::Probe),
             _ => None,
         }
     }
@@ -9308,6 +9321,1303 @@ pub mod rotation_server {
     /// Generated gRPC service name
     pub const SERVICE_NAME: &str = "ami.kms.v1.Rotation";
     impl<T> tonic::server::NamedService for RotationServer<T> {
+        const NAME: &'static str = SERVICE_NAME;
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupValue {
+    /// GBEK or GAK.
+    #[prost(enumeration = "KeyKind", tag = "1")]
+    pub kind: i32,
+    /// First five bytes of CMAC over sixteen zero bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub kcv: ::prost::bytes::Bytes,
+    #[prost(enumeration = "GroupValueStage", tag = "3")]
+    pub stage: i32,
+    /// Since when it is the group's; milliseconds since 1970-01-01T00:00:00Z.
+    #[prost(uint64, tag = "4")]
+    pub since_ms: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Group {
+    /// 1 to 64 visible ASCII characters.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// e in 0.0.43.0.e.255 of its members.
+    #[prost(uint32, tag = "2")]
+    pub security_setup: u32,
+    /// The client that broadcasts, and its title: 8 bytes. The title is every member's for this client.
+    #[prost(uint32, tag = "3")]
+    pub client: u32,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub client_title: ::prost::bytes::Bytes,
+    /// Broadcasts get a tag, under a GAK that all members share.
+    #[prost(bool, tag = "5")]
+    pub authenticated: bool,
+    /// How members are brought their keys.
+    #[prost(uint32, tag = "6")]
+    pub class_version: u32,
+    #[prost(message, optional, tag = "7")]
+    pub carrier: ::core::option::Option<KeyCarrier>,
+    #[prost(uint64, tag = "8")]
+    pub created_ms: u64,
+    #[prost(message, repeated, tag = "9")]
+    pub values: ::prost::alloc::vec::Vec<GroupValue>,
+    /// A member that knows the GBEK left then: rotate it.
+    #[prost(uint64, optional, tag = "10")]
+    pub wants_gbek_since_ms: ::core::option::Option<u64>,
+    #[prost(uint32, tag = "11")]
+    pub members: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupMember {
+    /// Empty where the meter's record can't be read or is gone.
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub system_title: ::prost::bytes::Bytes,
+    #[prost(enumeration = "GroupMemberState", tag = "3")]
+    pub gbek: i32,
+    /// Unspecified where the group has no GAK.
+    #[prost(enumeration = "GroupMemberState", tag = "4")]
+    pub gak: i32,
+    /// The versions of these values at this meter; 0: none.
+    #[prost(uint32, tag = "5")]
+    pub gbek_version: u32,
+    #[prost(uint32, tag = "6")]
+    pub gak_version: u32,
+}
+/// Why something was not done with a meter.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GroupRefusal {
+    #[prost(string, tag = "1")]
+    pub meter_id: ::prost::alloc::string::String,
+    /// As in google.rpc.ErrorInfo.
+    #[prost(string, tag = "2")]
+    pub code: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CreateGroupRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub security_setup: u32,
+    #[prost(uint32, tag = "3")]
+    pub client: u32,
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub client_title: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "5")]
+    pub authenticated: bool,
+    /// Of COSEM class 64 in its members: 0 or 1.
+    #[prost(uint32, tag = "6")]
+    pub class_version: u32,
+    /// Absent: general-glo-ciphering over the group's setup, as client 0.
+    #[prost(message, optional, tag = "7")]
+    pub carrier: ::core::option::Option<KeyCarrier>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct CreateGroupResponse {
+    #[prost(message, optional, tag = "1")]
+    pub group: ::core::option::Option<Group>,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetGroupRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GetGroupResponse {
+    #[prost(message, optional, tag = "1")]
+    pub group: ::core::option::Option<Group>,
+    #[prost(message, repeated, tag = "2")]
+    pub members: ::prost::alloc::vec::Vec<GroupMember>,
+    /// Of a rotation: all members have confirmed, and FinishGroupRotation ends it.
+    #[prost(bool, tag = "3")]
+    pub complete: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListGroupsRequest {
+    /// From the answer before; empty: from the first block on.
+    #[prost(string, tag = "1")]
+    pub page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListGroupsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub groups: ::prost::alloc::vec::Vec<Group>,
+    /// Empty: that was all. There may be more although this answer has none.
+    #[prost(string, tag = "2")]
+    pub next_page_token: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AddMembersRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// At most 256.
+    #[prost(string, repeated, tag = "2")]
+    pub meter_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Their GBEK may be handed out although the other site has not proved that it has it.
+    #[prost(bool, tag = "3")]
+    pub allow_unreplicated: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AddMembersResponse {
+    /// Members that are new.
+    #[prost(uint32, tag = "1")]
+    pub added: u32,
+    /// Of these and those that were, members that have the group's GBEK staged now.
+    #[prost(uint32, tag = "2")]
+    pub staged: u32,
+    #[prost(message, repeated, tag = "3")]
+    pub refused: ::prost::alloc::vec::Vec<GroupRefusal>,
+    #[prost(enumeration = "Replicated", tag = "4")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveMembersRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// At most 256.
+    #[prost(string, repeated, tag = "2")]
+    pub meter_ids: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// 8 bytes each: of meters whose records are gone or can't be read.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub system_titles: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RemoveMembersResponse {
+    #[prost(uint32, tag = "1")]
+    pub removed: u32,
+    /// The group wants another GBEK.
+    #[prost(bool, tag = "2")]
+    pub wants_gbek: bool,
+    #[prost(message, repeated, tag = "3")]
+    pub refused: ::prost::alloc::vec::Vec<GroupRefusal>,
+    #[prost(enumeration = "Replicated", tag = "4")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteGroupRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DeleteGroupResponse {
+    #[prost(enumeration = "Replicated", tag = "1")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RotateGroupKeyRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// GBEK or GAK.
+    #[prost(enumeration = "KeyKind", tag = "2")]
+    pub kind: i32,
+    /// It may be handed out although the other site has not proved that it has it. If this site is lost, so are members.
+    #[prost(bool, tag = "3")]
+    pub allow_unreplicated: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RotateGroupKeyResponse {
+    #[prost(message, optional, tag = "1")]
+    pub value: ::core::option::Option<GroupValue>,
+    /// It was begun before.
+    #[prost(bool, tag = "2")]
+    pub already: bool,
+    /// Members at which it was staged by this call: at most 256. Where some are left, the same call goes on.
+    #[prost(uint32, tag = "3")]
+    pub staged: u32,
+    /// Members without it, those of `refused` apart.
+    #[prost(uint32, tag = "4")]
+    pub left: u32,
+    #[prost(message, repeated, tag = "5")]
+    pub refused: ::prost::alloc::vec::Vec<GroupRefusal>,
+    /// The other site has proved what this call staged, or there is no other site.
+    #[prost(bool, tag = "6")]
+    pub proved: bool,
+    /// Why it is not proved; empty where it is.
+    #[prost(string, tag = "7")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FinishGroupRotationRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// GBEK or GAK.
+    #[prost(enumeration = "KeyKind", tag = "2")]
+    pub kind: i32,
+    /// Exactly the members that have not confirmed: they hear no broadcast until they do.
+    #[prost(string, repeated, tag = "3")]
+    pub left_out: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FinishGroupRotationResponse {
+    #[prost(message, optional, tag = "1")]
+    pub group: ::core::option::Option<Group>,
+    #[prost(enumeration = "Replicated", tag = "2")]
+    pub replicated: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EncryptBroadcastRequest {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// One whole plain APDU, from its tag byte on.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub apdu: ::prost::bytes::Bytes,
+    /// GENERAL_GLO or GLO.
+    #[prost(enumeration = "CipheringForm", tag = "3")]
+    pub form: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BroadcastMessage {
+    /// How it went; the meter in it is one of the members, whose record named the keys.
+    #[prost(message, optional, tag = "1")]
+    pub protected: ::core::option::Option<EncryptResponse>,
+    /// The values that it is under: first five bytes of CMAC over sixteen zero bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub gbek_kcv: ::prost::bytes::Bytes,
+    /// Empty: it has no tag.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub gak_kcv: ::prost::bytes::Bytes,
+    /// Members that use these values.
+    #[prost(uint32, tag = "4")]
+    pub reaches: u32,
+    /// Members that may use them: the values were handed out, and nothing confirms that.
+    #[prost(uint32, tag = "5")]
+    pub may_reach: u32,
+}
+/// A member that no message is for.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NotReachedMember {
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub system_title: ::prost::bytes::Bytes,
+    #[prost(string, tag = "2")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EncryptBroadcastResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub messages: ::prost::alloc::vec::Vec<BroadcastMessage>,
+    /// Members that none of them is for: they have none of the group's values.
+    #[prost(message, repeated, tag = "2")]
+    pub not_reached: ::prost::alloc::vec::Vec<NotReachedMember>,
+    #[prost(uint32, tag = "3")]
+    pub members: u32,
+}
+/// How far a group is with a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GroupValueStage {
+    Unspecified = 0,
+    /// Its members are being brought to it.
+    Rotating = 1,
+    /// It is the group's value.
+    Settled = 2,
+    /// Another one has taken its place.
+    Former = 3,
+}
+impl GroupValueStage {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GROUP_VALUE_STAGE_UNSPECIFIED",
+            Self::Rotating => "GROUP_VALUE_STAGE_ROTATING",
+            Self::Settled => "GROUP_VALUE_STAGE_SETTLED",
+            Self::Former => "GROUP_VALUE_STAGE_FORMER",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GROUP_VALUE_STAGE_UNSPECIFIED" => Some(Self::Unspecified),
+            "GROUP_VALUE_STAGE_ROTATING" => Some(Self::Rotating),
+            "GROUP_VALUE_STAGE_SETTLED" => Some(Self::Settled),
+            "GROUP_VALUE_STAGE_FORMER" => Some(Self::Former),
+            _ => None,
+        }
+    }
+}
+/// How far a member is with the value that it is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum GroupMemberState {
+    Unspecified = 0,
+    /// It has no such key.
+    NotStaged = 1,
+    /// It is staged, and was never handed out: Rotation.NextTransfer does that.
+    Staged = 2,
+    /// It was handed out: the meter may have it.
+    Sent = 3,
+    /// The meter answered that it has not taken it, which may be wrong.
+    Failed = 4,
+    /// No answer came.
+    Unknown = 5,
+    /// The meter answered that it has it.
+    ConfirmedByResult = 6,
+    /// The meter has it: it has shown so, or came with it.
+    Confirmed = 7,
+    /// It fell back to another one, as somebody said.
+    FellBack = 8,
+    /// It is known to others, as somebody said.
+    Compromised = 9,
+    /// The meter was deleted, can't be read, or is another group's.
+    Gone = 10,
+}
+impl GroupMemberState {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "GROUP_MEMBER_STATE_UNSPECIFIED",
+            Self::NotStaged => "GROUP_MEMBER_STATE_NOT_STAGED",
+            Self::Staged => "GROUP_MEMBER_STATE_STAGED",
+            Self::Sent => "GROUP_MEMBER_STATE_SENT",
+            Self::Failed => "GROUP_MEMBER_STATE_FAILED",
+            Self::Unknown => "GROUP_MEMBER_STATE_UNKNOWN",
+            Self::ConfirmedByResult => "GROUP_MEMBER_STATE_CONFIRMED_BY_RESULT",
+            Self::Confirmed => "GROUP_MEMBER_STATE_CONFIRMED",
+            Self::FellBack => "GROUP_MEMBER_STATE_FELL_BACK",
+            Self::Compromised => "GROUP_MEMBER_STATE_COMPROMISED",
+            Self::Gone => "GROUP_MEMBER_STATE_GONE",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "GROUP_MEMBER_STATE_UNSPECIFIED" => Some(Self::Unspecified),
+            "GROUP_MEMBER_STATE_NOT_STAGED" => Some(Self::NotStaged),
+            "GROUP_MEMBER_STATE_STAGED" => Some(Self::Staged),
+            "GROUP_MEMBER_STATE_SENT" => Some(Self::Sent),
+            "GROUP_MEMBER_STATE_FAILED" => Some(Self::Failed),
+            "GROUP_MEMBER_STATE_UNKNOWN" => Some(Self::Unknown),
+            "GROUP_MEMBER_STATE_CONFIRMED_BY_RESULT" => Some(Self::ConfirmedByResult),
+            "GROUP_MEMBER_STATE_CONFIRMED" => Some(Self::Confirmed),
+            "GROUP_MEMBER_STATE_FELL_BACK" => Some(Self::FellBack),
+            "GROUP_MEMBER_STATE_COMPROMISED" => Some(Self::Compromised),
+            "GROUP_MEMBER_STATE_GONE" => Some(Self::Gone),
+            _ => None,
+        }
+    }
+}
+/// Generated client implementations.
+pub mod groups_client {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    use tonic::codegen::http::Uri;
+    #[derive(Debug, Clone)]
+    pub struct GroupsClient<T> {
+        inner: tonic::client::Grpc<T>,
+    }
+    impl<T> GroupsClient<T>
+    where
+        T: tonic::client::GrpcService<tonic::body::Body>,
+        T::Error: Into<StdError>,
+        T::ResponseBody: Body<Data = Bytes> + std::marker::Send + 'static,
+        <T::ResponseBody as Body>::Error: Into<StdError> + std::marker::Send,
+    {
+        pub fn new(inner: T) -> Self {
+            let inner = tonic::client::Grpc::new(inner);
+            Self { inner }
+        }
+        pub fn with_origin(inner: T, origin: Uri) -> Self {
+            let inner = tonic::client::Grpc::with_origin(inner, origin);
+            Self { inner }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> GroupsClient<InterceptedService<T, F>>
+        where
+            F: tonic::service::Interceptor,
+            T::ResponseBody: Default,
+            T: tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+                Response = http::Response<
+                    <T as tonic::client::GrpcService<tonic::body::Body>>::ResponseBody,
+                >,
+            >,
+            <T as tonic::codegen::Service<
+                http::Request<tonic::body::Body>,
+            >>::Error: Into<StdError> + std::marker::Send + std::marker::Sync,
+        {
+            GroupsClient::new(InterceptedService::new(inner, interceptor))
+        }
+        /// Compress requests with the given encoding.
+        ///
+        /// This requires the server to support it otherwise it might respond with an
+        /// error.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.send_compressed(encoding);
+            self
+        }
+        /// Enable decompressing responses.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.inner = self.inner.accept_compressed(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_decoding_message_size(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.inner = self.inner.max_encoding_message_size(limit);
+            self
+        }
+        /// Makes a group, without members and without a key.
+        pub async fn create_group(
+            &mut self,
+            request: impl tonic::IntoRequest<super::CreateGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateGroupResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Groups/CreateGroup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Groups", "CreateGroup"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The group with its members, and how far each is with the group's keys.
+        pub async fn get_group(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetGroupResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Groups/GetGroup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Groups", "GetGroup"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// All groups, some blocks of the domain at a time.
+        pub async fn list_groups(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListGroupsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListGroupsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Groups/ListGroups",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Groups", "ListGroups"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes meters in. Who does not have the group's GBEK has it staged, and waits to be sent it.
+        pub async fn add_members(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AddMembersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AddMembersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Groups/AddMembers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Groups", "AddMembers"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Takes meters out. They know the GBEK: the group wants another one since.
+        pub async fn remove_members(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RemoveMembersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveMembersResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Groups/RemoveMembers",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Groups", "RemoveMembers"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Gives up a group that has no members.
+        pub async fn delete_group(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DeleteGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteGroupResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Groups/DeleteGroup",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Groups", "DeleteGroup"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Has one value made, and stages it at members. Asked again, it goes on with the same value where it was left.
+        pub async fn rotate_group_key(
+            &mut self,
+            request: impl tonic::IntoRequest<super::RotateGroupKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RotateGroupKeyResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Groups/RotateGroupKey",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Groups", "RotateGroupKey"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Ends a rotation: nothing is sent under the former value any more. Members that have not confirmed the new one are to be
+        /// named.
+        pub async fn finish_group_rotation(
+            &mut self,
+            request: impl tonic::IntoRequest<super::FinishGroupRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FinishGroupRotationResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Groups/FinishGroupRotation",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Groups", "FinishGroupRotation"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Protects a broadcast: one message for each value that members may use now. The caller sends all of them.
+        pub async fn encrypt_broadcast(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EncryptBroadcastRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EncryptBroadcastResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/ami.kms.v1.Groups/EncryptBroadcast",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("ami.kms.v1.Groups", "EncryptBroadcast"));
+            self.inner.unary(req, path, codec).await
+        }
+    }
+}
+/// Generated server implementations.
+pub mod groups_server {
+    #![allow(
+        unused_variables,
+        dead_code,
+        missing_docs,
+        clippy::wildcard_imports,
+        clippy::let_unit_value,
+    )]
+    use tonic::codegen::*;
+    /// Generated trait containing gRPC methods that should be implemented for use with GroupsServer.
+    #[async_trait]
+    pub trait Groups: std::marker::Send + std::marker::Sync + 'static {
+        /// Makes a group, without members and without a key.
+        async fn create_group(
+            &self,
+            request: tonic::Request<super::CreateGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::CreateGroupResponse>,
+            tonic::Status,
+        >;
+        /// The group with its members, and how far each is with the group's keys.
+        async fn get_group(
+            &self,
+            request: tonic::Request<super::GetGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetGroupResponse>,
+            tonic::Status,
+        >;
+        /// All groups, some blocks of the domain at a time.
+        async fn list_groups(
+            &self,
+            request: tonic::Request<super::ListGroupsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListGroupsResponse>,
+            tonic::Status,
+        >;
+        /// Takes meters in. Who does not have the group's GBEK has it staged, and waits to be sent it.
+        async fn add_members(
+            &self,
+            request: tonic::Request<super::AddMembersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::AddMembersResponse>,
+            tonic::Status,
+        >;
+        /// Takes meters out. They know the GBEK: the group wants another one since.
+        async fn remove_members(
+            &self,
+            request: tonic::Request<super::RemoveMembersRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RemoveMembersResponse>,
+            tonic::Status,
+        >;
+        /// Gives up a group that has no members.
+        async fn delete_group(
+            &self,
+            request: tonic::Request<super::DeleteGroupRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DeleteGroupResponse>,
+            tonic::Status,
+        >;
+        /// Has one value made, and stages it at members. Asked again, it goes on with the same value where it was left.
+        async fn rotate_group_key(
+            &self,
+            request: tonic::Request<super::RotateGroupKeyRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::RotateGroupKeyResponse>,
+            tonic::Status,
+        >;
+        /// Ends a rotation: nothing is sent under the former value any more. Members that have not confirmed the new one are to be
+        /// named.
+        async fn finish_group_rotation(
+            &self,
+            request: tonic::Request<super::FinishGroupRotationRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::FinishGroupRotationResponse>,
+            tonic::Status,
+        >;
+        /// Protects a broadcast: one message for each value that members may use now. The caller sends all of them.
+        async fn encrypt_broadcast(
+            &self,
+            request: tonic::Request<super::EncryptBroadcastRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::EncryptBroadcastResponse>,
+            tonic::Status,
+        >;
+    }
+    #[derive(Debug)]
+    pub struct GroupsServer<T> {
+        inner: Arc<T>,
+        accept_compression_encodings: EnabledCompressionEncodings,
+        send_compression_encodings: EnabledCompressionEncodings,
+        max_decoding_message_size: Option<usize>,
+        max_encoding_message_size: Option<usize>,
+    }
+    impl<T> GroupsServer<T> {
+        pub fn new(inner: T) -> Self {
+            Self::from_arc(Arc::new(inner))
+        }
+        pub fn from_arc(inner: Arc<T>) -> Self {
+            Self {
+                inner,
+                accept_compression_encodings: Default::default(),
+                send_compression_encodings: Default::default(),
+                max_decoding_message_size: None,
+                max_encoding_message_size: None,
+            }
+        }
+        pub fn with_interceptor<F>(
+            inner: T,
+            interceptor: F,
+        ) -> InterceptedService<Self, F>
+        where
+            F: tonic::service::Interceptor,
+        {
+            InterceptedService::new(Self::new(inner), interceptor)
+        }
+        /// Enable decompressing requests with the given encoding.
+        #[must_use]
+        pub fn accept_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.accept_compression_encodings.enable(encoding);
+            self
+        }
+        /// Compress responses with the given encoding, if the client supports it.
+        #[must_use]
+        pub fn send_compressed(mut self, encoding: CompressionEncoding) -> Self {
+            self.send_compression_encodings.enable(encoding);
+            self
+        }
+        /// Limits the maximum size of a decoded message.
+        ///
+        /// Default: `4MB`
+        #[must_use]
+        pub fn max_decoding_message_size(mut self, limit: usize) -> Self {
+            self.max_decoding_message_size = Some(limit);
+            self
+        }
+        /// Limits the maximum size of an encoded message.
+        ///
+        /// Default: `usize::MAX`
+        #[must_use]
+        pub fn max_encoding_message_size(mut self, limit: usize) -> Self {
+            self.max_encoding_message_size = Some(limit);
+            self
+        }
+    }
+    impl<T, B> tonic::codegen::Service<http::Request<B>> for GroupsServer<T>
+    where
+        T: Groups,
+        B: Body + std::marker::Send + 'static,
+        B::Error: Into<StdError> + std::marker::Send + 'static,
+    {
+        type Response = http::Response<tonic::body::Body>;
+        type Error = std::convert::Infallible;
+        type Future = BoxFuture<Self::Response, Self::Error>;
+        fn poll_ready(
+            &mut self,
+            _cx: &mut Context<'_>,
+        ) -> Poll<std::result::Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+        fn call(&mut self, req: http::Request<B>) -> Self::Future {
+            match req.uri().path() {
+                "/ami.kms.v1.Groups/CreateGroup" => {
+                    #[allow(non_camel_case_types)]
+                    struct CreateGroupSvc<T: Groups>(pub Arc<T>);
+                    impl<
+                        T: Groups,
+                    > tonic::server::UnaryService<super::CreateGroupRequest>
+                    for CreateGroupSvc<T> {
+                        type Response = super::CreateGroupResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::CreateGroupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Groups>::create_group(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = CreateGroupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Groups/GetGroup" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetGroupSvc<T: Groups>(pub Arc<T>);
+                    impl<T: Groups> tonic::server::UnaryService<super::GetGroupRequest>
+                    for GetGroupSvc<T> {
+                        type Response = super::GetGroupResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetGroupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Groups>::get_group(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetGroupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Groups/ListGroups" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListGroupsSvc<T: Groups>(pub Arc<T>);
+                    impl<T: Groups> tonic::server::UnaryService<super::ListGroupsRequest>
+                    for ListGroupsSvc<T> {
+                        type Response = super::ListGroupsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListGroupsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Groups>::list_groups(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListGroupsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Groups/AddMembers" => {
+                    #[allow(non_camel_case_types)]
+                    struct AddMembersSvc<T: Groups>(pub Arc<T>);
+                    impl<T: Groups> tonic::server::UnaryService<super::AddMembersRequest>
+                    for AddMembersSvc<T> {
+                        type Response = super::AddMembersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AddMembersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Groups>::add_members(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AddMembersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Groups/RemoveMembers" => {
+                    #[allow(non_camel_case_types)]
+                    struct RemoveMembersSvc<T: Groups>(pub Arc<T>);
+                    impl<
+                        T: Groups,
+                    > tonic::server::UnaryService<super::RemoveMembersRequest>
+                    for RemoveMembersSvc<T> {
+                        type Response = super::RemoveMembersResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RemoveMembersRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Groups>::remove_members(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RemoveMembersSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Groups/DeleteGroup" => {
+                    #[allow(non_camel_case_types)]
+                    struct DeleteGroupSvc<T: Groups>(pub Arc<T>);
+                    impl<
+                        T: Groups,
+                    > tonic::server::UnaryService<super::DeleteGroupRequest>
+                    for DeleteGroupSvc<T> {
+                        type Response = super::DeleteGroupResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DeleteGroupRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Groups>::delete_group(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DeleteGroupSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Groups/RotateGroupKey" => {
+                    #[allow(non_camel_case_types)]
+                    struct RotateGroupKeySvc<T: Groups>(pub Arc<T>);
+                    impl<
+                        T: Groups,
+                    > tonic::server::UnaryService<super::RotateGroupKeyRequest>
+                    for RotateGroupKeySvc<T> {
+                        type Response = super::RotateGroupKeyResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::RotateGroupKeyRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Groups>::rotate_group_key(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = RotateGroupKeySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Groups/FinishGroupRotation" => {
+                    #[allow(non_camel_case_types)]
+                    struct FinishGroupRotationSvc<T: Groups>(pub Arc<T>);
+                    impl<
+                        T: Groups,
+                    > tonic::server::UnaryService<super::FinishGroupRotationRequest>
+                    for FinishGroupRotationSvc<T> {
+                        type Response = super::FinishGroupRotationResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::FinishGroupRotationRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Groups>::finish_group_rotation(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = FinishGroupRotationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/ami.kms.v1.Groups/EncryptBroadcast" => {
+                    #[allow(non_camel_case_types)]
+                    struct EncryptBroadcastSvc<T: Groups>(pub Arc<T>);
+                    impl<
+                        T: Groups,
+                    > tonic::server::UnaryService<super::EncryptBroadcastRequest>
+                    for EncryptBroadcastSvc<T> {
+                        type Response = super::EncryptBroadcastResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EncryptBroadcastRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Groups>::encrypt_broadcast(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = EncryptBroadcastSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                _ => {
+                    Box::pin(async move {
+                        let mut response = http::Response::new(
+                            tonic::body::Body::default(),
+                        );
+                        let headers = response.headers_mut();
+                        headers
+                            .insert(
+                                tonic::Status::GRPC_STATUS,
+                                (tonic::Code::Unimplemented as i32).into(),
+                            );
+                        headers
+                            .insert(
+                                http::header::CONTENT_TYPE,
+                                tonic::metadata::GRPC_CONTENT_TYPE,
+                            );
+                        Ok(response)
+                    })
+                }
+            }
+        }
+    }
+    impl<T> Clone for GroupsServer<T> {
+        fn clone(&self) -> Self {
+            let inner = self.inner.clone();
+            Self {
+                inner,
+                accept_compression_encodings: self.accept_compression_encodings,
+                send_compression_encodings: self.send_compression_encodings,
+                max_decoding_message_size: self.max_decoding_message_size,
+                max_encoding_message_size: self.max_encoding_message_size,
+            }
+        }
+    }
+    /// Generated gRPC service name
+    pub const SERVICE_NAME: &str = "ami.kms.v1.Groups";
+    impl<T> tonic::server::NamedService for GroupsServer<T> {
         const NAME: &'static str = SERVICE_NAME;
     }
 }

@@ -98,13 +98,9 @@ pub(crate) struct Field {
 }
 
 impl Field {
-    pub(crate) fn new(
-        dialects: impl IntoIterator<Item = (u64, Dialect)>,
-        losses: Losses,
-    ) -> Self {
+    pub(crate) fn new(dialects: impl IntoIterator<Item = (u64, Dialect)>, losses: Losses) -> Self {
         let devices = dialects.into_iter();
-        let devices =
-            devices.map(|(n, dialect)| (n, Device::new(n, dialect, losses))).collect();
+        let devices = devices.map(|(n, dialect)| (n, Device::new(n, dialect, losses))).collect();
         Self { devices, ledger: Ledger::default(), reuses_counters: false }
     }
 
@@ -121,9 +117,8 @@ impl Field {
     pub(crate) fn line(&self, n: u64) -> String {
         let hex = |bytes: &[u8]| hex::encode_upper(bytes);
         let dialect = self.devices[&n].dialect;
-        let key = |kind: &str, salt| {
-            format!(r#"{{"kind":"{kind}","value":"{}"}}"#, hex(&value(n, salt)))
-        };
+        let key =
+            |kind: &str, salt| format!(r#"{{"kind":"{kind}","value":"{}"}}"#, hex(&value(n, salt)));
         let keys = [key("GUEK", GUEK), key("GAK", GAK), key("KEK", KEK)].join(",");
         let profile = profile(&dialect);
         let (own, client) = (hex(title(n).as_bytes()), hex(&CLIENT));
@@ -226,7 +221,11 @@ impl Field {
         else {
             return;
         };
-        assert_eq!((at.class, at.index), (64, 2), "the drill sends transfers and nothing like them");
+        assert_eq!(
+            (at.class, at.index),
+            (64, 2),
+            "the drill sends transfers and nothing like them"
+        );
         for item in items {
             let Value::Structure(fields) = item else { panic!("{item:?}") };
             let [Value::Enum(kind), Value::Octets(wrapped)] = &fields[..] else {
@@ -267,11 +266,8 @@ impl Field {
             return asked.to_vec();
         };
         let Some(counter) = device.last.replace(frame.counter) else { return asked.to_vec() };
-        let under = Under {
-            encryption: &encryption,
-            authentication: &authentication,
-            originator: CLIENT,
-        };
+        let under =
+            Under { encryption: &encryption, authentication: &authentication, originator: CLIENT };
         let head = (frame.control, counter);
         seal(&Envelope::GeneralGlo, head, under, *title(n).as_bytes(), &plain).unwrap()
     }

@@ -145,7 +145,10 @@ impl Drill {
         let tried = member.tried.iter().map(|it| {
             let pair = it.pair.unwrap_or_default();
             let (e, a) = (pair.encryption_key_version, pair.authentication_key_version);
-            format!("{e}/{a} {}", it.outcome().as_str_name().trim_start_matches("TRANSPORT_OUTCOME_"))
+            format!(
+                "{e}/{a} {}",
+                it.outcome().as_str_name().trim_start_matches("TRANSPORT_OUTCOME_")
+            )
         });
         let tried: Vec<String> = tried.collect();
         format!(
@@ -210,11 +213,8 @@ impl Drill {
                 (KeyKind::Guek, pair.encryption_key_version),
                 (KeyKind::Gak, pair.authentication_key_version),
             ] {
-                let place = Some(v1::KeyPlace {
-                    meter_id: id(n),
-                    kind: kind as i32,
-                    security_setup: 0,
-                });
+                let place =
+                    Some(v1::KeyPlace { meter_id: id(n), kind: kind as i32, security_setup: 0 });
                 let request = v1::RollBackKeyRequest { place, version };
                 let done = within(self.sites.people().roll_back_key(request)).await;
                 changed |= done.is_ok_and(|it| it.changed);
@@ -280,11 +280,7 @@ impl Drill {
         let rest: BTreeSet<u64> = self.field.with_unread().into_iter().collect();
         for n in rest {
             for kind in [KeyKind::Guek, KeyKind::Gak] {
-                let place = v1::KeyPlace {
-                    meter_id: id(n),
-                    kind: kind as i32,
-                    security_setup: 0,
-                };
+                let place = v1::KeyPlace { meter_id: id(n), kind: kind as i32, security_setup: 0 };
                 let request = v1::NextTransferRequest {
                     place: Some(place),
                     invoke_id_and_priority: 0xc1,

@@ -126,8 +126,7 @@ impl Drill {
     /// Heals everything, tries once more what failed, and looks at each meter: as it is, and after a restart.
     async fn end(&mut self) -> Judged {
         self.heal().await;
-        let request =
-            v1::ResumeCampaignRequest { name: self.campaign.clone(), retry_failed: true };
+        let request = v1::ResumeCampaignRequest { name: self.campaign.clone(), retry_failed: true };
         within(self.sites.people().resume_campaign(request)).await.unwrap();
         self.work_off().await;
         let first = self.judge().await;
@@ -159,7 +158,8 @@ impl Drill {
                 if !["OkNot", "AfterReboot", "largest"].iter().any(|it| ways.contains(it)) {
                     println!("  {}", self.about(n).await);
                 }
-                *kinds.entry(format!("{ways} {cut:?} {:?}", member.last_outcome())).or_default() += 1;
+                *kinds.entry(format!("{ways} {cut:?} {:?}", member.last_outcome())).or_default() +=
+                    1;
             }
             after = page.next;
             if after.is_empty() {
@@ -234,7 +234,8 @@ async fn every_dialect_and_every_single_cut_leave_each_meter_reachable() {
     let dialects: Vec<(Dialect, u32)> = dialects.into_iter().zip(steps).collect();
 
     // Failovers last: they are everybody's.
-    let (failover, others) = ([Cut::Failover], Cut::ALL.into_iter().filter(|it| *it != Cut::Failover));
+    let (failover, others) =
+        ([Cut::Failover], Cut::ALL.into_iter().filter(|it| *it != Cut::Failover));
     let others: Vec<Cut> = others.collect();
     for (name, cuts) in [("cut", &others[..]), ("failover", &failover)] {
         let first = 1 + drill.field.devices.len() as u64;

@@ -10,7 +10,12 @@ use tokio::task::block_in_place;
 use tokio_stream::StreamExt as _;
 use tonic::transport::Channel;
 
-use super::common::{client, eventually, fleet::{add, title}, programs, wire::channel_as};
+use super::common::{
+    client, eventually,
+    fleet::{add, title},
+    programs,
+    wire::channel_as,
+};
 
 /// An answer is waited for so long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -79,8 +84,7 @@ impl Sites {
     }
 
     pub(crate) fn people(&self) -> RotationClient<Channel> {
-        RotationClient::new(self.people[self.primary].clone())
-            .max_decoding_message_size(ANSWER_MAX)
+        RotationClient::new(self.people[self.primary].clone()).max_decoding_message_size(ANSWER_MAX)
     }
 
     pub(crate) fn head_end(&self) -> RotationClient<Channel> {

@@ -10,9 +10,11 @@ use crate::divergence_args::{AdmitEpoch, DivergenceCommand, ForgetList};
 use crate::encrypt::{DeclareCounter, Encrypt};
 use crate::failure::Failure;
 use crate::format_arg::{Format, format_of};
+use crate::group_args::GroupCommand;
 use crate::hls::HlsCommand;
 use crate::item_args::Items;
 use crate::key_args::KeyCommand;
+use crate::rotate_args::{ROTATE_EXIT_CODES, RotateCommand};
 use crate::seal_args::Seal;
 use crate::site_args::{DestroyKek, Enrol, Plan, RotateKek, RotateSecrets, SiteStatusArgs};
 use crate::triage_args::{CHECK_EXIT_CODES, CheckKeys, TRIAGE_EXIT_CODES, Triage};
@@ -110,6 +112,18 @@ pub(crate) enum Command {
     Key {
         #[command(subcommand)]
         command: KeyCommand,
+    },
+    /// Broadcast groups: meters that share one broadcast key, which is rotated for all of them
+    #[command(after_help = EXIT_CODES)]
+    Group {
+        #[command(subcommand)]
+        command: GroupCommand,
+    },
+    /// Rotate the keys of many meters: campaigns, and what stands of a meter in one
+    #[command(after_help = ROTATE_EXIT_CODES)]
+    Rotate {
+        #[command(subcommand)]
+        command: RotateCommand,
     },
     /// Be the second person of calls that need two
     #[command(after_help = EXIT_CODES)]

@@ -5,6 +5,33 @@ use kms_core::RefusalCode;
 const LINE: &str = "mend the line in its file, then import it again: the others stay as they are";
 const FILE: &str = "have the file sealed again for this site (`site import-key`, `meter seal`)";
 
+/// Those about broadcast groups, as a pattern.
+macro_rules! of_groups {
+    () => {
+        RefusalCode::BreaksBroadcast
+            | RefusalCode::GroupKey
+            | RefusalCode::GroupMember
+            | RefusalCode::UnfitForGroup
+            | RefusalCode::NoSuchGroup
+            | RefusalCode::GroupState
+            | RefusalCode::MembersNotNamed
+    };
+}
+
+/// The codes of what becomes of campaigns.
+macro_rules! of_campaigns {
+    () => {
+        RefusalCode::NoSuchCampaign
+            | RefusalCode::CampaignState
+            | RefusalCode::TooManyCampaigns
+            | RefusalCode::InAnotherCampaign
+            | RefusalCode::LeaseOver
+            | RefusalCode::DrivenElsewhere
+            | RefusalCode::TooManyMembers
+            | RefusalCode::MeterUnknown
+    };
+}
+
 /// The way out of a refusal: a code without one does not compile.
 pub(crate) fn next_after(code: RefusalCode) -> &'static str {
     match code {
@@ -69,14 +96,8 @@ pub(crate) fn next_after(code: RefusalCode) -> &'static str {
         | RefusalCode::LastWay
         | RefusalCode::NotProved
         | RefusalCode::NoCarrierTitle => after_key(code),
-        RefusalCode::NoSuchCampaign
-        | RefusalCode::CampaignState
-        | RefusalCode::TooManyCampaigns
-        | RefusalCode::InAnotherCampaign
-        | RefusalCode::LeaseOver
-        | RefusalCode::DrivenElsewhere
-        | RefusalCode::TooManyMembers
-        | RefusalCode::MeterUnknown => after_campaign(code),
+        of_groups!() => after_group(code),
+        of_campaigns!() => after_campaign(code),
     }
 }
 
@@ -130,6 +151,24 @@ fn after_file(code: RefusalCode) -> &'static str {
         RefusalCode::ChunkOutOfOrder => "import the file whole, from its beginning",
         RefusalCode::FileCut => "the file's end is missing: copy it again",
         _ => FILE,
+    }
+}
+
+fn after_group(code: RefusalCode) -> &'static str {
+    match code {
+        RefusalCode::BreaksBroadcast => {
+            "`group rotate NAME GAK` changes it at all members; `group remove` takes the meter out first"
+        }
+        RefusalCode::GroupKey => "`group rotate NAME` makes one value for all members",
+        RefusalCode::GroupMember => "`group remove` takes the meter out of its group",
+        RefusalCode::UnfitForGroup => {
+            "mend what the reason names (`meter get`, `meter set-policy`), then add it again"
+        }
+        RefusalCode::NoSuchGroup => "`group list` shows all groups",
+        RefusalCode::MembersNotNamed => {
+            "`group show` says how far members are; name those that are to be left out: `--left-out`"
+        }
+        _ => "`group show` says how the group stands",
     }
 }
 

@@ -17,6 +17,8 @@ mod encrypt;
 mod exit;
 mod failure;
 mod format_arg;
+mod group;
+mod group_args;
 mod hex_digits;
 mod hints;
 mod hls;
@@ -36,6 +38,13 @@ mod receipt;
 mod recorded;
 mod refusals;
 mod roles;
+mod rotate;
+mod rotate_args;
+mod rotate_meter;
+mod rotate_start;
+mod rotate_text;
+mod rotate_watch;
+mod rotate_words;
 mod seal;
 mod seal_args;
 mod seconds;
@@ -115,6 +124,8 @@ async fn ask(client: KmsClient, command: Command, json: bool) -> Result<Exit, Fa
         Command::Encrypt(what) => encrypt::encrypt(&client, what, json).await,
         Command::Hls { command } => hls::run(&client, command, json).await,
         Command::Key { command } => key::run(&client, command, json).await,
+        Command::Group { command } => group::run(&client, command, json).await,
+        Command::Rotate { command } => rotate::run(&client, command, json).await,
         Command::Approvals { command } => approvals::run(&client, command, json).await,
         Command::Audit { command } => audit::run(&client, command, json).await,
         Command::Site { command } => match command {
@@ -149,3 +160,8 @@ async fn sync_meter(client: &KmsClient, what: SyncMeter, json: bool) -> Result<E
     let options = SyncOptions { target: String::new(), force: false, dry_run, blocks };
     syncing::run(client, options, json).await
 }
+
+#[cfg(test)]
+mod advice_tests;
+#[cfg(test)]
+mod rotate_samples_tests;

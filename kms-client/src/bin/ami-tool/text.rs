@@ -22,6 +22,15 @@ pub(crate) fn say_json(value: &impl Serialize) -> Result<(), Failure> {
     say(&line.map_err(|error| Failure::files(format!("the answer is not JSON: {error}")))?)
 }
 
+/// Writes a value as JSON, or as text.
+pub(crate) fn show(
+    json: bool,
+    value: &impl Serialize,
+    text: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    if json { say_json(value) } else { say(&text()) }
+}
+
 /// What is said of changes that the primary alone has.
 pub(crate) const UNREPLICATED: &str = "NOT confirmed by the other site in time: were this site lost now, they \
     would be lost, too";

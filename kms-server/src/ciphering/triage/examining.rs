@@ -110,7 +110,7 @@ struct Of<'e, 'f> {
 
 impl Of<'_, '_> {
     fn attempting(&self, setup: Option<SecuritySetup>) -> Attempting<'_, '_> {
-        Attempting { apdu: self.apdu, meter: self.meter, setup }
+        Attempting { apdu: self.apdu, meter: self.meter, setup, tried: 0 }
     }
 
     /// The versions that opened it, and whether both are the newest that protect.

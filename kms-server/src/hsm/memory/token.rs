@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use super::keys::{Kek, Keys, fill, random};
-use crate::hsm::{CeremonyKey, Device, OaepHash, TokenError, TokenStatus, site_keks::unknown};
+use crate::hsm::{CeremonyKey, Device, OaepHash, TokenError, TokenStatus};
 use kms_core::site::keks::KekId;
 
 /// A token whose keys lie in the memory of this process: for tests only.
@@ -86,11 +86,11 @@ impl MemoryToken {
     pub(super) fn used(&self, id: &KekId) -> Result<Kek, TokenError> {
         self.call()?;
         if !self.in_use().contains(id) {
-            return Err(unknown(id));
+            return Err(TokenError::unknown_kek(id));
         }
         let keks = self.site_keks();
         let found = keks.iter().find(|(known, _)| known == id);
-        found.map(|(_, kek)| kek.clone()).ok_or_else(|| unknown(id))
+        found.map(|(_, kek)| kek.clone()).ok_or_else(|| TokenError::unknown_kek(id))
     }
 
     fn away(&self) -> MutexGuard<'_, Option<String>> {

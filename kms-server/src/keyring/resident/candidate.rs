@@ -22,6 +22,8 @@ pub struct Standing {
     pub carries: bool,
     /// It is known to others.
     pub compromised: bool,
+    /// It was handed out: the meter may hold it, whatever its state.
+    pub sent: bool,
     /// It waits for evidence, by this name.
     pub awaits: Option<KeyId>,
 }

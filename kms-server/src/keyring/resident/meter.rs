@@ -8,9 +8,9 @@ use super::{
     ids::IdTag,
     policy::PolicyBits,
     table::{
-        DAMAGED, EXTRA, FLAGS, GAK, GAK_PROTECTS, GAK_VERSION, GUEK, GUEK_PROTECTS, GUEK_VERSION,
-        HAS_GAK, HAS_GUEK, ID_CHECK, ID_HASH, INLINE_LEN, PLAIN, POLICY, ResidentMeter, TITLE,
-        array,
+        DAMAGED, EXTRA, FIRST, FLAGS, GAK, GAK_PROTECTS, GAK_VERSION, GUEK, GUEK_PROTECTS,
+        GUEK_VERSION, HAS_GAK, HAS_GUEK, ID_CHECK, ID_HASH, INLINE_LEN, PLAIN, POLICY,
+        ResidentMeter, TITLE, array,
     },
 };
 
@@ -76,16 +76,25 @@ impl<'a> ResidentMeter<'a> {
         self.extra()?.floors.as_deref()?.key(kind, setup, version)
     }
 
-    /// The one GUEK of a meter that has nothing else: the fast path.
+    /// The one GUEK of a meter that has nothing else.
     #[inline]
     pub fn plain_guek(&self) -> Option<(&'a [u8; INLINE_LEN], u16)> {
-        self.plain(HAS_GUEK, GUEK, GUEK_VERSION)
+        self.inline(PLAIN | HAS_GUEK, GUEK, GUEK_VERSION)
     }
 
     /// Its one GAK.
     #[inline]
     pub fn plain_gak(&self) -> Option<(&'a [u8; INLINE_LEN], u16)> {
-        self.plain(HAS_GAK, GAK, GAK_VERSION)
+        self.inline(PLAIN | HAS_GAK, GAK, GAK_VERSION)
+    }
+
+    /// The GUEK and the GAK that are tried first, if nothing has to be said of what they open: the fast path. They are the
+    /// first of [`Self::candidates`], and the only ones of a [plain](Self::is_plain) meter.
+    #[inline]
+    pub fn first_pair(&self) -> Option<[(&'a [u8; INLINE_LEN], u16); 2]> {
+        let is_there = self.entry[FLAGS] & (PLAIN | FIRST) != 0;
+        let guek = self.inline(HAS_GUEK, GUEK, GUEK_VERSION).filter(|_| is_there)?;
+        Some([guek, self.inline(HAS_GAK, GAK, GAK_VERSION)?])
     }
 
     /// Whether the entry has all of its keys.
@@ -135,8 +144,8 @@ impl<'a> ResidentMeter<'a> {
     }
 
     #[inline]
-    fn plain(&self, flag: u8, key: usize, version: usize) -> Option<(&'a [u8; INLINE_LEN], u16)> {
-        if self.entry[FLAGS] & (PLAIN | flag) != PLAIN | flag {
+    fn inline(&self, flags: u8, key: usize, version: usize) -> Option<(&'a [u8; INLINE_LEN], u16)> {
+        if self.entry[FLAGS] & flags != flags {
             return None;
         }
         let key = self.entry[key..].first_chunk()?;
@@ -156,5 +165,12 @@ impl<'a> ResidentMeter<'a> {
 
 /// Of the only version of a plain meter: active, or not.
 const fn plain_standing(active: bool) -> Standing {
-    Standing { protects: active, active, carries: active, compromised: false, awaits: None }
+    Standing {
+        protects: active,
+        active,
+        carries: active,
+        compromised: false,
+        sent: false,
+        awaits: None,
+    }
 }

@@ -72,6 +72,9 @@ pub(super) const DAMAGED: u8 = 16;
 pub(super) const GUEK_PROTECTS: u8 = 32;
 /// Its GAK is.
 pub(super) const GAK_PROTECTS: u8 = 64;
+/// The entry has copies of the GUEK and the GAK that are tried first, of a meter that has more: one that was rotated,
+/// or that is sent to. They are such as a plain entry has.
+pub(super) const FIRST: u8 = 128;
 
 const NO_EXTRA: u32 = u32::MAX;
 
@@ -147,10 +150,19 @@ fn live_keys(meter: &MeterRecord) -> impl Iterator<Item = &KeyRecord> {
     })
 }
 
+/// Whether a key fits an entry, and what it opens is nothing but opened.
+fn is_ordinary(key: &KeyRecord) -> bool {
+    key.state.vouches()
+        && !awaits_evidence(key)
+        && matches!(key.kind, KeyKind::Guek | KeyKind::Gak)
+        && key.protection == Protection::Memory
+        && usize::from(key.value_len) == INLINE_LEN
+        && key.setup == SecuritySetup(0)
+}
+
 fn is_plain(meter: &MeterRecord) -> bool {
     let one_at_most =
         |kind| live_keys(meter).filter(|key: &&KeyRecord| key.kind == kind).count() <= 1;
-    let is_ordinary = |key: &KeyRecord| key.state.vouches() && !awaits_evidence(key);
     live_keys(meter).all(is_ordinary)
         && one_at_most(KeyKind::Guek)
         && one_at_most(KeyKind::Gak)
@@ -158,12 +170,6 @@ fn is_plain(meter: &MeterRecord) -> bool {
         && meter.policy.client_title.is_none()
         && meter.policy.client_titles.is_empty()
         && due::next(meter).is_none()
-        && live_keys(meter).all(|key| {
-            matches!(key.kind, KeyKind::Guek | KeyKind::Gak)
-                && key.protection == Protection::Memory
-                && usize::from(key.value_len) == INLINE_LEN
-                && key.setup == SecuritySetup(0)
-        })
 }
 
 impl BlockTable {
@@ -356,9 +362,19 @@ impl Filling<'_> {
         if floors.is_some() || !secrets.is_empty() {
             self.add_extra(at, Extra { floors, secrets, ..Extra::default() });
         }
+        self.put_inline(at, PLAIN, live_keys(meter))
+    }
+
+    /// Keys into the entry itself, of each kind one.
+    fn put_inline<'m>(
+        &mut self,
+        at: usize,
+        what: u8,
+        keys: impl Iterator<Item = &'m KeyRecord>,
+    ) -> Result<(), DoesNotOpen> {
         let entry = &mut self.piece.bytes_mut()[at..at + ENTRY_LEN];
-        entry[FLAGS] |= PLAIN;
-        for key in live_keys(meter) {
+        entry[FLAGS] |= what;
+        for key in keys {
             let (bytes, version, flag, protects) = match key.kind {
                 KeyKind::Gak => (GAK, GAK_VERSION, HAS_GAK, GAK_PROTECTS),
                 _ => (GUEK, GUEK_VERSION, HAS_GUEK, GUEK_PROTECTS),
@@ -408,6 +424,13 @@ impl Filling<'_> {
             let rank = (!is_preferred(key), key.state != KeyState::Active, !key.state.vouches());
             (key.setup, rank, std::cmp::Reverse(key.version))
         });
+        let first = |kind| live.iter().find(|key| key.kind == kind).copied();
+        if let (Some(guek), Some(gak)) = (first(KeyKind::Guek), first(KeyKind::Gak))
+            && is_ordinary(guek)
+            && is_ordinary(gak)
+        {
+            self.put_inline(at, FIRST, [guek, gak].into_iter())?;
+        }
         let keys = live.into_iter().map(|key| self.put_slot(key, is_preferred(key)));
         let keys = keys.collect::<Result<_, _>>()?;
         let extra = Extra {
@@ -440,6 +463,7 @@ impl Filling<'_> {
             active: state.may_protect(),
             carries: state.may_carry(),
             compromised: !state.vouches(),
+            sent: key.life.transfer.as_ref().is_some_and(|it| it.sent_ms.is_some()),
             awaits: awaits_evidence(key).then_some(key.id),
         };
         Ok(SlotInfo { kind, setup, version, standing, held })

@@ -7,6 +7,7 @@ mod keeping;
 mod reporting;
 mod schedule;
 mod selecting;
+mod selection;
 mod starting;
 mod storing;
 mod table;
@@ -14,8 +15,8 @@ mod taking;
 mod viewing;
 
 pub use reporting::{OpenedFrame, Reported, WorkVerdict};
-pub use schedule::Schedule;
-pub use selecting::{LeftOut, Selection};
+pub use selecting::LeftOut;
+pub use selection::{Schedule, Selection};
 pub use starting::{Started, Starting};
 pub(in crate::lifecycle) use table::Campaigns;
 pub use taking::{Taken, Work};

@@ -4,25 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::{selecting::Selection, starting::Starting};
+use super::starting::Starting;
 use crate::lifecycle::{error::LifecycleError, verbs::Lifecycle};
-use kms_core::{audit::AuditedCall, campaign::policy::Policy};
+use kms_core::audit::AuditedCall;
 
 /// Between two looks: ages are days.
 const LOOK: Duration = Duration::from_secs(600);
 /// Days have so many milliseconds.
 const DAY_MS: u64 = 24 * 60 * 60 * 1000;
-
-/// A rotation that begins by itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Schedule {
-    /// Campaigns are called so, with the number of their day behind.
-    pub name: String,
-    /// How they go about it.
-    pub policy: Policy,
-    /// Which meters are due.
-    pub selection: Selection,
-}
 
 impl Lifecycle {
     /// Runs until the process ends: begins campaigns that are due, while this site writes.

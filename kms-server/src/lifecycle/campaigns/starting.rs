@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    selecting::{LeftOut, Selection, check, label, place_of},
+    selecting::{LeftOut, check, label, place_of},
+    selection::Selection,
     storing::News,
     table::Held,
     viewing::{CampaignView, view},

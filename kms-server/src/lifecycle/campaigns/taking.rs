@@ -60,13 +60,19 @@ pub struct Taken {
     pub retry_after_ms: u64,
 }
 
+/// A member, and its meter's record.
+struct Looked {
+    row: Row,
+    meter: Result<MeterRecord, LifecycleError>,
+}
+
 /// A member on its way out.
-pub(super) struct Ready {
-    pub(super) row: Row,
-    /// Its meter, if it can be read.
-    pub(super) meter: Option<MeterRecord>,
-    pub(super) action: Action,
-    pub(super) pairs: Vec<Pair>,
+struct Ready {
+    row: Row,
+    /// Its meter, if anything can be done with it.
+    meter: Option<MeterRecord>,
+    action: Action,
+    pairs: Vec<Pair>,
 }
 
 /// The campaign's place in a lease's number.
@@ -195,68 +201,72 @@ impl Lifecycle {
         Ok(taken)
     }
 
-    /// Has these members' keys staged, and says what is to be done with each. With the reason of the last that could not be.
+    /// Has these members' keys staged, many in one call, and says what is to be done with each. With the reason of the last
+    /// that could not be.
     async fn make_ready(
         &self,
         call: &AuditedCall,
         rows: Vec<Row>,
         (policy, name): (&Policy, &str),
     ) -> (Vec<Ready>, String) {
+        let now_ms = self.clock.unix_ms();
+        let mut looks = Vec::with_capacity(rows.len());
+        for row in rows {
+            looks.push(self.looked_at(row, policy));
+        }
+        let mut looked: Vec<Looked> = stream::iter(looks).buffered(AT_ONCE).collect().await;
+        let (mut wanted, mut of) = (Vec::new(), Vec::new());
+        for (index, one) in looked.iter().enumerate() {
+            let Ok(meter) = &one.meter else { continue };
+            if one.row.phase.is_over() {
+                continue;
+            }
+            if let Step::Stage(at) = step(meter, policy, &one.row)
+                && let Some(place) = policy.places().nth(at)
+            {
+                wanted.push((meter.meter_id.clone(), wish(policy, place, name)));
+                of.push((index, at));
+            }
+        }
+        let staged = self.stage_keys(call, &wanted).await;
+        for ((index, at), staged) in of.into_iter().zip(staged) {
+            let Some(one) = looked.get_mut(index) else { continue };
+            match staged.and_then(|staged| staged.check().map(|()| staged)) {
+                Ok(staged) => {
+                    if let Some(target) = one.row.targets.get_mut(at) {
+                        *target = staged.key.version;
+                    }
+                    one.meter = Ok(staged.meter);
+                }
+                Err(error) => one.meter = Err(error),
+            }
+        }
         let mut reason = String::new();
-        let one = |row: Row| self.ready(call, row, (policy, name));
-        let mut all = stream::iter(rows).map(one).buffered(AT_ONCE);
-        let mut ready = Vec::new();
-        while let Some((one, why)) = all.next().await {
-            reason = why.unwrap_or(reason);
-            ready.push(one);
+        let mut ready = Vec::with_capacity(looked.len());
+        for Looked { mut row, meter } in looked {
+            let meter = match meter {
+                Ok(meter) => self.proved_for(meter, policy, &row).await,
+                Err(error) => Err(error),
+            };
+            ready.push(match meter {
+                Ok(meter) => Ready::of(row, meter, policy),
+                Err(error) => {
+                    reason = error.to_string();
+                    put_off(&mut row, &error, now_ms);
+                    Ready { row, meter: None, action: Action::Nothing, pairs: Vec::new() }
+                }
+            });
         }
         (ready, reason)
     }
 
-    /// One member: staged if that is next, and what is to be done then.
-    pub(super) async fn ready(
-        &self,
-        call: &AuditedCall,
-        mut row: Row,
-        (policy, name): (&Policy, &str),
-    ) -> (Ready, Option<String>) {
-        let now_ms = self.clock.unix_ms();
-        let meter = match self.get_by_title(&row.title).await {
-            Ok(view) => view.record,
-            Err(error) => {
-                let why = error.to_string();
-                put_off(&mut row, &error, now_ms);
-                return (
-                    Ready { row, meter: None, action: Action::Nothing, pairs: Vec::new() },
-                    Some(why),
-                );
-            }
-        };
-        stand(&meter, policy, &mut row);
-        if row.phase.is_over() {
-            row.lease = 0;
-            row.doing = Action::Nothing;
-            let ready =
-                Ready { row, meter: Some(meter), action: Action::Nothing, pairs: Vec::new() };
-            return (ready, None);
+    /// A member as its meter's record has it.
+    async fn looked_at(&self, mut row: Row, policy: &Policy) -> Looked {
+        let meter = self.get_by_title(&row.title).await.map(|view| view.record);
+        if let Ok(meter) = &meter {
+            stand(meter, policy, &mut row);
         }
-        let (meter, refused) = match step(&meter, policy, &row) {
-            Step::Stage(at) => self.stage_for(call, (meter, &mut row), (policy, name), at).await,
-            Step::Transfer { sent: false, .. } => self.proved_for(meter, policy, &row).await,
-            Step::Transfer { .. } | Step::Proved => (meter, None),
-        };
-        if let Some(error) = refused {
-            let why = error.to_string();
-            put_off(&mut row, &error, now_ms);
-            let ready =
-                Ready { row, meter: Some(meter), action: Action::Nothing, pairs: Vec::new() };
-            return (ready, Some(why));
-        }
-        stand(&meter, policy, &mut row);
-        let (action, pairs) = work(&meter, policy, &row, None);
-        row.doing = action;
-        row.refused = None;
-        (Ready { row, meter: Some(meter), action, pairs }, None)
+        Looked { row, meter }
     }
 
     /// Stages the next key of a member.
@@ -281,23 +291,40 @@ impl Lifecycle {
         }
     }
 
-    /// What is staged was proved by the other site.
+    /// What is staged and not sent yet was proved by the other site.
     async fn proved_for(
         &self,
         meter: MeterRecord,
         policy: &Policy,
         row: &Row,
-    ) -> (MeterRecord, Option<LifecycleError>) {
-        let Step::Transfer { at, version, .. } = step(&meter, policy, row) else {
-            return (meter, None);
+    ) -> Result<MeterRecord, LifecycleError> {
+        let Step::Transfer { at, version, sent: false } = step(&meter, policy, row) else {
+            return Ok(meter);
         };
         let place = policy.places().nth(at);
         let key = place.and_then(|place| place.version(&meter, version).ok().cloned());
-        let Some(key) = key else { return (meter, None) };
+        let Some(key) = key else { return Ok(meter) };
         let proved = self.prove_key(&meter.system_title, &key).await;
         let staged = StagedKey { meter, key, already: true, proved };
-        let refused = staged.check().err();
-        (staged.meter, refused)
+        staged.check()?;
+        Ok(staged.meter)
+    }
+}
+
+impl Ready {
+    /// What is to be done with a member next.
+    fn of(mut row: Row, meter: MeterRecord, policy: &Policy) -> Self {
+        stand(&meter, policy, &mut row);
+        let (action, pairs) = match row.phase.is_over() {
+            true => (Action::Nothing, Vec::new()),
+            false => work(&meter, policy, &row, None),
+        };
+        if action == Action::Nothing {
+            row.lease = 0;
+        }
+        row.doing = action;
+        row.refused = None;
+        Self { row, meter: Some(meter), action, pairs }
     }
 }
 

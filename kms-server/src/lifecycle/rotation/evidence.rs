@@ -212,12 +212,15 @@ async fn hand_over(
 ) -> Vec<(One, Box<[u8]>)> {
     let (messages, mut left): (Vec<_>, Vec<_>) =
         some.into_iter().partition(|(_, apdu)| !apdu.is_empty());
+    let mut is_there = true;
     for some in messages.chunks(MetersMessage::AT_ONCE) {
         let message = |((title, _), apdu): &(One, Box<[u8]>)| MetersMessage {
             title: *title,
             apdu: apdu.clone(),
         };
-        if !courier.hand(some.iter().map(message).collect()).await {
+        // One that is away is not asked for each of them.
+        is_there = is_there && courier.hand(some.iter().map(message).collect()).await;
+        if !is_there {
             left.extend_from_slice(some);
         }
     }

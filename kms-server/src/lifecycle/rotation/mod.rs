@@ -18,3 +18,4 @@ pub(in crate::lifecycle) use proved::ProvedKeys;
 pub(in crate::lifecycle) use sending::check_title;
 pub use sending::{Outgoing, Sending};
 pub use staging::StagedKey;
+pub(in crate::lifecycle) use staging::{not_made, not_taken};

@@ -9,6 +9,7 @@ use crate::{
     keyring::{KeyToMake, KeysOfBlock, MadeValue, TakeError},
     lifecycle::{
         error::LifecycleError,
+        groups::{concerned, membership_of},
         refusal::refusal,
         verbs::{Lifecycle, TRIES},
     },
@@ -110,11 +111,17 @@ impl Lifecycle {
         wish: &Wish,
     ) -> Result<Turn, LifecycleError> {
         let title = self.title_of(id).await?;
-        let place = (self.records.block_of(&title), RecordKey::meter(&title));
-        let changes = self.writer.change_records([place]).await?;
+        let block = self.records.block_of(&title);
+        let member = membership_of(&title, wish.place.setup);
+        let keys = [RecordKey::meter(&title), member].map(|key| (block, key));
+        let changes = self.writer.change_records(keys).await?;
         let not_found = || LifecycleError::NotFound(id.to_string());
         let change = changes.first().ok_or_else(not_found)?;
         let meter = meter_in(change, id, &title)?;
+        if let Some(group) = concerned(change, &title, wish.place) {
+            drop(changes);
+            return Err(self.not_alone(&group, wish.place.kind).await);
+        }
         let now_ms = self.clock.unix_ms();
         let plan = match plan(&meter, wish, &self.config.times, now_ms).map_err(refused)? {
             Staging::Make(plan) => plan,
@@ -179,7 +186,7 @@ impl Lifecycle {
         })
     }
 
-    fn key_id(&self) -> Result<KeyId, LifecycleError> {
+    pub(in crate::lifecycle) fn key_id(&self) -> Result<KeyId, LifecycleError> {
         let mut id = [0; 16];
         let filled = self.randomness.fill(&mut id);
         let filled = filled.map_err(|error| refusal(RefusalCode::NoRandomness, error.to_string()));
@@ -192,18 +199,18 @@ impl Lifecycle {
 pub(super) fn to_make<'a>(block: &'a KeysOfBlock, wish: &Wish, plan: &'a Plan) -> KeyToMake<'a> {
     let in_token = plan.protection == Protection::Hsm;
     KeyToMake {
-        block,
+        block: block.into(),
         under: in_token.then(|| SealedKek::of_kind(wish.place.kind)),
         len: if plan.value_len == 32 { KeyLen::Aes256 } else { KeyLen::Aes128 },
         kek: &plan.kek_wrapped,
     }
 }
 
-pub(super) fn not_taken(reason: &str) -> LifecycleError {
+pub(in crate::lifecycle) fn not_taken(reason: &str) -> LifecycleError {
     LifecycleError::Refused(refusal(RefusalCode::NotTaken, reason))
 }
 
-pub(super) fn not_made(error: TakeError) -> LifecycleError {
+pub(in crate::lifecycle) fn not_made(error: TakeError) -> LifecycleError {
     match error {
         TakeError::Token(error) => LifecycleError::Unavailable { reason: error.to_string() },
         TakeError::Keyring(error) => error.into(),

@@ -17,6 +17,7 @@ use crate::{
     keyring::KeysOfBlock,
     lifecycle::{
         error::LifecycleError,
+        groups::{concerned, membership_of},
         verbs::{Lifecycle, TRIES},
     },
 };
@@ -69,7 +70,10 @@ impl Lifecycle {
             let asked = self.places(wanted, &turn).await;
             // One asker of the other site at a time: it sends others away.
             let proving = Mutex::new(());
-            let groups = asked.chunks(GROUP).map(|group| self.stage_group(call, group, &proving));
+            let mut groups = Vec::new();
+            for group in asked.chunks(GROUP) {
+                groups.push(self.stage_group(call, group, &proving));
+            }
             let mut groups = stream::iter(groups).buffered(AT_ONCE);
             while let Some(known) = groups.next().await {
                 outcomes.extend(known);
@@ -188,15 +192,21 @@ impl Lifecycle {
         group: &[Asked<'a>],
         outcomes: &mut Outcomes,
     ) -> Result<(Vec<Planned<'a>>, BTreeMap<BlockNo, KeysOfBlock>), LifecycleError> {
-        let records = group.iter().map(|it| (it.block, RecordKey::meter(&it.title)));
+        let records = group.iter().flat_map(|it| {
+            let member = membership_of(&it.title, it.wish.place.setup);
+            [(it.block, RecordKey::meter(&it.title)), (it.block, member)]
+        });
         let changes = self.writer.change_records(records).await?;
         let changes: BTreeMap<_, _> = changes.into_iter().map(|it| (it.block(), it)).collect();
         let now_ms = self.clock.unix_ms();
         let mut planned = Vec::with_capacity(group.len());
         for asked in group {
             let Some(change) = changes.get(&asked.block) else { continue };
-            // Moved, deleted, damaged: found out by who does it alone.
+            // Moved, deleted, damaged, a group's key: found out by who does it alone.
             let Ok(meter) = meter_in(change, asked.id, &asked.title) else { continue };
+            if concerned(change, &asked.title, asked.wish.place).is_some() {
+                continue;
+            }
             match plan(&meter, asked.wish, &self.config.times, now_ms) {
                 Ok(Staging::Make(plan)) => {
                     let lines = Lines::of(&meter, asked.wish.place);

@@ -6,12 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::changing::{About, has_counters, meter_in, refused};
 use crate::{
     keyring::Change,
-    lifecycle::{error::LifecycleError, verbs::Lifecycle},
+    lifecycle::{
+        error::LifecycleError,
+        groups::{concerned, membership_of},
+        verbs::Lifecycle,
+    },
 };
 use kms_core::{
     BlockNo, Fingerprint, MeterId, MeterRecord, Record, RecordKey, SystemTitle,
     audit::{AuditEntry, AuditOutcome, AuditedCall, Detail, Subject},
-    counters::{Line, LineName},
+    counters::{Line, LineName, Offset},
     life::{
         choosing::Place,
         staging::{Made, Plan, Staging, Wish, plan, stage},
@@ -107,7 +111,9 @@ impl Lifecycle {
         let values = lines.former.iter().chain([&made.fingerprint]);
         let names = values.flat_map(|it| lines.names(*it));
         let names = names.map(|it| (self.counting.block_of(&it), RecordKey::line(&it)));
-        names.chain([(self.records.block_of(title), RecordKey::meter(title))]).collect()
+        let block = self.records.block_of(title);
+        let member = membership_of(title, fresh.wish.place.setup);
+        names.chain([(block, RecordKey::meter(title)), (block, member)]).collect()
     }
 
     /// Puts one key and its lines into the blocks that are under change.
@@ -125,6 +131,7 @@ impl Lifecycle {
         let now = now.map_err(|why| NotStored::Failed(refused(why)))?;
         let same_plan = matches!(&now, Staging::Make(plan) if plan == planned);
         if !same_plan
+            || concerned(change, title, wish.place).is_some()
             || change.secret_version() != *secret_version
             || Lines::of(&meter, wish.place) != *lines
         {
@@ -145,15 +152,24 @@ impl Lifecycle {
     /// above the former key's line where it keeps its counters, or nobody knows. A former line that nobody declared says
     /// nothing, and neither does this one then.
     fn lines_of(&self, changes: &Changes, meter: &MeterRecord, fresh: &Fresh<'_>) -> Vec<Line> {
-        let profile = meter.policy.profile.as_ref().and_then(|name| self.profiles.get(name));
-        let resets = profile.is_some_and(|it| it.counters_on_new_key == CountersOnNewKey::Reset);
-        let Lines { titles: _, former } = &fresh.lines;
-        let begins_anew = resets || former.is_empty();
-        let epoch = self.counting.standing().epoch;
         let offset = |name: LineName| {
             let change = changes.get(&self.counting.block_of(&name))?;
             change.line(&name).ok().flatten()?.offset
         };
+        self.begin_lines(meter, (&fresh.lines, fresh.made.fingerprint), offset)
+    }
+
+    fn begin_lines(
+        &self,
+        meter: &MeterRecord,
+        (lines, fingerprint): (&Lines, Fingerprint),
+        offset: impl Fn(LineName) -> Option<Offset>,
+    ) -> Vec<Line> {
+        let profile = meter.policy.profile.as_ref().and_then(|name| self.profiles.get(name));
+        let resets = profile.is_some_and(|it| it.counters_on_new_key == CountersOnNewKey::Reset);
+        let Lines { titles: _, former } = lines;
+        let begins_anew = resets || former.is_empty();
+        let epoch = self.counting.standing().epoch;
         let line = |name: LineName| {
             let before =
                 former.iter().filter_map(|it| offset(LineName { fingerprint: *it, ..name }));
@@ -165,7 +181,27 @@ impl Lifecycle {
             // Without room above the former one it waits to be declared, as an imported key does.
             line.unwrap_or(Line::undeclared(name))
         };
-        fresh.lines.names(fresh.made.fingerprint).map(line).collect()
+        lines.names(fingerprint).map(line).collect()
+    }
+}
+
+impl Lifecycle {
+    /// The same of a key whose meter is not under change, as its lines are stored now.
+    pub(in crate::lifecycle) async fn read_lines_of(
+        &self,
+        meter: &MeterRecord,
+        place: Place,
+        fingerprint: Fingerprint,
+    ) -> Result<Vec<Line>, LifecycleError> {
+        let lines = Lines::of(meter, place);
+        let mut known = BTreeMap::new();
+        for name in lines.former.iter().flat_map(|it| lines.names(*it)) {
+            let block = self.counting.block_of(&name);
+            let of_block = self.counting.lines(block).await?.lines;
+            known.insert(name, of_block.get(&name).and_then(|(line, _)| line.offset));
+        }
+        let offset = |name: LineName| known.get(&name).copied().flatten();
+        Ok(self.begin_lines(meter, (&lines, fingerprint), offset))
     }
 }
 

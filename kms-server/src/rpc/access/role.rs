@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::verb::Verb;
+use super::verb::{Verb, of_groups};
 
 /// A caller's task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -80,13 +80,8 @@ impl Verb {
             Transmitter,
         };
         match self {
-            Self::Decrypt
-            | Self::DecryptBatch
-            | Self::DecryptStream
-            | Self::VerifyMic
-            | Self::VerifyMicBatch
-            | Self::VerifyMicStream
-            | Self::Triage => &[Hes],
+            Self::Decrypt | Self::DecryptBatch | Self::DecryptStream | Self::Triage => &[Hes],
+            Self::VerifyMic | Self::VerifyMicBatch | Self::VerifyMicStream => &[Hes],
             Self::Encrypt
             | Self::EncryptBatch
             | Self::BeginHls
@@ -118,6 +113,7 @@ impl Verb {
             | Self::ListCampaignMembers
             | Self::WatchCampaign
             | Self::GetMeterRotation => &[AmiAdmin, Rotator, Auditor],
+            of_groups!() => self.roles_in_groups(),
             Self::ReviveKey
             | Self::CompromiseKey
             | Self::DestroyKey
@@ -150,6 +146,18 @@ impl Verb {
             Self::ApproveCall => &[Approver],
             Self::AskAhead => &[AmiAdmin],
             Self::Health | Self::Reflection => &Role::ALL,
+        }
+    }
+}
+
+impl Verb {
+    /// Of the calls about broadcast groups.
+    const fn roles_in_groups(self) -> &'static [Role] {
+        match self {
+            Self::EncryptBroadcast => &[Role::Transmitter],
+            Self::RotateGroupKey | Self::FinishGroupRotation => &[Role::AmiAdmin, Role::Rotator],
+            Self::GetGroup | Self::ListGroups => &[Role::AmiAdmin, Role::Rotator, Role::Auditor],
+            _ => &[Role::AmiAdmin],
         }
     }
 }

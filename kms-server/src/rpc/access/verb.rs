@@ -137,6 +137,24 @@ verbs! {
     ReportWork = RotationReportWork;
     /// Look at a meter whose keys are being changed.
     GetMeterRotation = RotationGetMeterRotation;
+    /// Make a broadcast group.
+    CreateGroup = GroupsCreateGroup;
+    /// Look at a group.
+    GetGroup = GroupsGetGroup;
+    /// Look at all groups.
+    ListGroups = GroupsListGroups;
+    /// Take meters into a group.
+    AddMembers = GroupsAddMembers;
+    /// Take meters out of it.
+    RemoveMembers = GroupsRemoveMembers;
+    /// Give a group up.
+    DeleteGroup = GroupsDeleteGroup;
+    /// Have a key made for a group.
+    RotateGroupKey = GroupsRotateGroupKey;
+    /// End the rotation of a group's key.
+    FinishGroupRotation = GroupsFinishGroupRotation;
+    /// Protect a broadcast.
+    EncryptBroadcast = GroupsEncryptBroadcast;
     /// Protect what another node was asked to.
     Protect = NodesProtect;
     /// Ask where blocks stand.
@@ -206,6 +224,22 @@ verbs! {
     /// Ask for the second person of a call that is made later.
     AskAhead = ApprovalsAskAhead;
 }
+
+/// The calls about broadcast groups, as a pattern.
+macro_rules! of_groups {
+    () => {
+        $crate::rpc::access::verb::Verb::CreateGroup
+            | $crate::rpc::access::verb::Verb::GetGroup
+            | $crate::rpc::access::verb::Verb::ListGroups
+            | $crate::rpc::access::verb::Verb::AddMembers
+            | $crate::rpc::access::verb::Verb::RemoveMembers
+            | $crate::rpc::access::verb::Verb::DeleteGroup
+            | $crate::rpc::access::verb::Verb::RotateGroupKey
+            | $crate::rpc::access::verb::Verb::FinishGroupRotation
+            | $crate::rpc::access::verb::Verb::EncryptBroadcast
+    };
+}
+pub(crate) use of_groups;
 
 impl Verb {
     /// The verb that an HTTP path calls.

@@ -4,7 +4,7 @@
 use kms_proto::v1::{Decision, EnrolPeerRequest, ResolveDivergenceRequest};
 use prost::Message as _;
 
-use super::verb::Verb;
+use super::verb::{Verb, of_groups};
 use kms_core::enrolment::request::SignedRequest;
 
 impl Verb {
@@ -55,24 +55,17 @@ impl Verb {
             | Self::Protect
             | Self::ForgetRevocationList
             | Self::RotateBlockSecrets => true,
+            of_groups!() => !matches!(self, Self::GetGroup | Self::ListGroups),
             Self::EnrolPeer | Self::ResolveDivergence => false,
             // Each site has site KEKs of its own.
             Self::RotateSiteKek | Self::DestroySiteKek => false,
             // A role changes where it is: who may not end an epoch hears that from the site itself.
             Self::Promote | Self::Demote | Self::AdmitEpoch => false,
-            Self::Decrypt
-            | Self::DecryptBatch
-            | Self::DecryptStream
-            | Self::VerifyMic
-            | Self::VerifyMicBatch
-            | Self::VerifyMicStream
-            | Self::Triage
-            | Self::GetCampaign
-            | Self::ListCampaigns
-            | Self::ListCampaignMembers
-            | Self::WatchCampaign
-            | Self::GetMeterRotation
-            | Self::GetMeter
+            Self::Decrypt | Self::DecryptBatch | Self::DecryptStream | Self::Triage => false,
+            Self::VerifyMic | Self::VerifyMicBatch | Self::VerifyMicStream => false,
+            Self::GetCampaign | Self::ListCampaigns | Self::ListCampaignMembers => false,
+            Self::WatchCampaign | Self::GetMeterRotation => false,
+            Self::GetMeter
             | Self::ListMeters
             | Self::GetImportKey
             | Self::ListBlockHeads

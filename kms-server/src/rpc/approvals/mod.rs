@@ -4,6 +4,7 @@
 mod about;
 mod asked;
 mod campaign_summary;
+mod group_summary;
 pub(crate) mod import_call;
 mod key_summary;
 pub(crate) mod need;

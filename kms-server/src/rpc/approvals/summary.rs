@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use prost::Message as _;
 
-use super::about::{About, line, read, subject};
-use crate::rpc::access::verb::Verb;
+use super::{
+    about::{About, line, read, subject},
+    group_summary::about_group,
+};
+use crate::rpc::access::verb::{Verb, of_groups};
 use kms_core::{enrolment::request::SignedRequest, wire::sealed::HEADER_BYTES_MAX};
 use kms_proto::v1::{
     AdmitEpochRequest, BuryDamagedMeterRequest, ClientTitle, CreateMeterRequest, Decision,
@@ -45,6 +48,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::GetMeterRotation => super::campaign_summary::about_campaign(verb, message),
         Verb::ListCampaigns => line("all campaigns".to_owned()),
         Verb::ReportWork => line("what came of work".to_owned()),
+        of_groups!() => about_group(verb, message),
         Verb::GetMeter => read(message, shown),
         Verb::ListMeters => read(message, listed),
         Verb::DeleteMeter => read(message, deleted),
@@ -67,27 +71,16 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::GetBlockSecretRotation
         | Verb::GetSiteKekRotation
         | Verb::PlanPromotion => About::default(),
-        // Read by `import_call`; the others are never for two people: `Verb::may_need_two_people`.
-        Verb::Decrypt
-        | Verb::DecryptBatch
-        | Verb::DecryptStream
-        | Verb::VerifyMic
-        | Verb::VerifyMicBatch
-        | Verb::VerifyMicStream
-        | Verb::Encrypt
-        | Verb::EncryptBatch
-        | Verb::BeginHls
-        | Verb::AnswerHlsChallenge
-        | Verb::VerifyHlsAnswer
-        | Verb::ImportMeters
-        | Verb::Protect
-        | Verb::ListBlockHeads
-        | Verb::FetchBlocks
-        | Verb::FollowChanges
-        | Verb::ProveBlocks
+        // Read by `import_call`, which knows how far; the others are never for two people, see
+        // `Verb::may_need_two_people`.
+        Verb::Decrypt | Verb::DecryptBatch | Verb::DecryptStream => About::default(),
+        Verb::VerifyMic | Verb::VerifyMicBatch | Verb::VerifyMicStream => About::default(),
+        Verb::Encrypt | Verb::EncryptBatch | Verb::Protect => About::default(),
+        Verb::BeginHls | Verb::AnswerHlsChallenge | Verb::VerifyHlsAnswer => About::default(),
+        Verb::ListBlockHeads | Verb::FetchBlocks | Verb::FollowChanges => About::default(),
+        Verb::ProveBlocks | Verb::ExchangeMarks | Verb::ListFloors => About::default(),
+        Verb::ImportMeters
         | Verb::ListRoleRecords
-        | Verb::ExchangeMarks
-        | Verb::ListFloors
         | Verb::ReportDivergence
         | Verb::HandEvidence
         | Verb::ShowHeadTables

@@ -76,6 +76,8 @@ fn protecting(item: &Plain<'_>) -> Protecting {
         Purpose::Traffic => CounterPurpose::Traffic,
         Purpose::KeyTransfer => CounterPurpose::KeyTransfer,
         Purpose::Hls => CounterPurpose::Hls,
+        Purpose::Broadcast => CounterPurpose::Broadcast,
+        Purpose::Probe => CounterPurpose::Probe,
     };
     Protecting {
         security_setup: item.setup.0.into(),

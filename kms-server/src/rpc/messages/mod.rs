@@ -10,6 +10,7 @@ pub(crate) mod enrolment_status;
 pub(crate) mod floors;
 pub(crate) mod forwarding;
 pub(crate) mod framing;
+pub(crate) mod groups;
 pub(crate) mod hls;
 pub(crate) mod lifecycle_status;
 pub(crate) mod not_recorded;

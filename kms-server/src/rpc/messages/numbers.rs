@@ -6,6 +6,8 @@ use kms_core::{
     Verdict,
     audit::Detail,
     block::reconciling::{Decision, Parting},
+    fact::ValueStage,
+    life::grouping::MemberState,
     site::role::Role,
     triage::{Cause, Confidence},
 };
@@ -49,7 +51,10 @@ same_as!(Detail, AuditDetailName:
     Created Updated Unchanged RefusedLines KeysAdded Items After IntervalMs DryRun ItemsInOtherBlocks
     ItemsWithoutBlock Verdict Approval SealedFile SealedSigner SealedChunk
     CounterAtLeast SetAside Resolution AsideDigest Epoch PeerKey KeyKind SecuritySetup KeyVersion StateReason
-    WithoutProof);
+    WithoutProof Group);
+same_as!(ValueStage, GroupValueStage: Rotating Settled Former);
+same_as!(MemberState, GroupMemberState:
+    NotStaged Staged Sent Failed Unknown ConfirmedByResult Confirmed FellBack Compromised Gone);
 same_as!(Parting, Parting:
     NothingNew NewMeter Keys Details Deleted DeletedThere Line Unreadable Fact);
 same_as!(Decision, Decision: Accept Discard);

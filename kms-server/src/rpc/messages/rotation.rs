@@ -61,7 +61,7 @@ fn form(number: i32) -> Result<Option<AssociationForm>, Refused> {
     form.map(Some).ok_or(field("form", "there is no such form"))
 }
 
-fn carrier(carrier: Option<v1::KeyCarrier>, place: Place) -> Result<Carrier, Refused> {
+pub(super) fn carrier(carrier: Option<v1::KeyCarrier>, place: Place) -> Result<Carrier, Refused> {
     let Some(v1::KeyCarrier { security_setup, client, form: wire }) = carrier else {
         return Ok(Carrier { setup: place.setup, ..Carrier::default() });
     };

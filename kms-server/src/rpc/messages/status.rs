@@ -409,10 +409,11 @@ impl Refused {
             Self::MadeElsewhere { verb, site } => {
                 vec![("verb", verb.to_string()), ("site", site.clone())]
             }
+            Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],
             Self::TooManyWaiting(limit)
             | Self::TooManyOfCaller(limit)
-            | Self::TooManyCalls(limit)
             | Self::ImportTooLong(limit) => vec![("limit", limit.to_string())],
+            Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],
             Self::TooManyAsked { limit, after_ms } | Self::TooManyTriages { limit, after_ms } => {
                 vec![("limit", limit.to_string()), ("after_ms", after_ms.to_string())]
             }

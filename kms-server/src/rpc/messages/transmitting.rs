@@ -82,6 +82,8 @@ pub(crate) fn how(protecting: Option<Protecting>) -> Result<How, Refused> {
         CounterPurpose::Unspecified | CounterPurpose::Traffic => Purpose::Traffic,
         CounterPurpose::KeyTransfer => Purpose::KeyTransfer,
         CounterPurpose::Hls => Purpose::Hls,
+        CounterPurpose::Broadcast => Purpose::Broadcast,
+        CounterPurpose::Probe => Purpose::Probe,
     };
     Ok(How { setup, client, key_set, envelope, protection, suite, purpose, versions })
 }

@@ -238,7 +238,7 @@ fn past_state(it: &PastState) -> v1::PastKeyState {
 }
 
 /// The association that carries a key to its meter.
-fn key_carrier(carrier: &Carrier) -> v1::KeyCarrier {
+pub(super) fn key_carrier(carrier: &Carrier) -> v1::KeyCarrier {
     v1::KeyCarrier {
         security_setup: carrier.setup.0.into(),
         client: carrier.client.into(),

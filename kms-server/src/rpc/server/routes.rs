@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use kms_proto::v1::{
     approvals_server::ApprovalsServer, audit_server::AuditServer,
-    ciphering_server::CipheringServer, meters_server::MetersServer, nodes_server::NodesServer,
-    replication_server::ReplicationServer, rotation_server::RotationServer,
-    site_server::SiteServer,
+    ciphering_server::CipheringServer, groups_server::GroupsServer, meters_server::MetersServer,
+    nodes_server::NodesServer, replication_server::ReplicationServer,
+    rotation_server::RotationServer, site_server::SiteServer,
 };
 use tonic::service::Routes;
 
@@ -19,8 +19,8 @@ use crate::rpc::{
     messages::shape::FORWARDED_BYTES,
     services::{
         approvals::ApprovalsService, audit::AuditService, ciphering::CipheringService,
-        meters::MetersService, nodes::NodesService, replication::ReplicationService,
-        rotation::RotationService, site::SiteService,
+        groups::GroupsService, meters::MetersService, nodes::NodesService,
+        replication::ReplicationService, rotation::RotationService, site::SiteService,
     },
     shares::budget::Budget,
     tls::in_use::Tls,
@@ -72,6 +72,10 @@ pub(super) fn of_parts(
                 .max_decoding_message_size(message_bytes_max),
         )
         .add_service(
+            GroupsServer::new(of_groups(config, parts, budget))
+                .max_decoding_message_size(message_bytes_max),
+        )
+        .add_service(
             ReplicationServer::new(replication).max_decoding_message_size(message_bytes_max),
         )
         .add_service(
@@ -119,6 +123,16 @@ fn of_rotation(config: &Config, parts: &Parts, budget: &Budget) -> RotationServi
         lifecycle: Arc::clone(&parts.lifecycle),
         transmitting: Arc::clone(&parts.transmitting),
         ciphering: Arc::clone(&parts.ciphering),
+        audit: Recorder(Arc::clone(&parts.audit)),
+        budget: budget.clone(),
+        policy: Arc::new(config.policy.clone()),
+    }
+}
+
+fn of_groups(config: &Config, parts: &Parts, budget: &Budget) -> GroupsService {
+    GroupsService {
+        lifecycle: Arc::clone(&parts.lifecycle),
+        transmitting: Arc::clone(&parts.transmitting),
         audit: Recorder(Arc::clone(&parts.audit)),
         budget: budget.clone(),
         policy: Arc::new(config.policy.clone()),

@@ -7,6 +7,7 @@ pub(crate) mod audit;
 mod campaigns;
 pub(crate) mod ciphering;
 mod contents;
+pub(crate) mod groups;
 pub(crate) mod health;
 mod hls;
 mod importing;

@@ -67,7 +67,7 @@ impl NodesService {
         }
         // One hop: what is not held here is refused, by the holder's name.
         let claimed = match permit.verb() {
-            Verb::NextTransfer => None,
+            Verb::NextTransfer | Verb::EncryptBroadcast => None,
             _ => refuse_claimed(&items),
         };
         let protected = match claimed {
@@ -94,7 +94,7 @@ impl NodesService {
         let caller =
             CallerName::new(caller).map_err(|_| Refused::Field { field: "caller", problem })?;
         let verb = Verb::of_name(call).filter(is_forwarded);
-        let problem = "a node forwards Ciphering/Encrypt, Ciphering/EncryptBatch, Ciphering/AnswerHlsChallenge and Rotation/NextTransfer alone";
+        let problem = "a node forwards Ciphering/Encrypt, Ciphering/EncryptBatch, Ciphering/AnswerHlsChallenge, Rotation/NextTransfer and Groups/EncryptBroadcast alone";
         let verb = verb.ok_or(Refused::Field { field: "call", problem })?;
         let refused = match self.policy.permit(&caller, verb) {
             Ok(permit) => return Ok(permit),
@@ -109,6 +109,6 @@ impl NodesService {
 
 /// The calls that a node hands on to the one that holds the counters.
 fn is_forwarded(verb: &Verb) -> bool {
-    use Verb::{AnswerHlsChallenge, Encrypt, EncryptBatch, NextTransfer};
-    matches!(verb, Encrypt | EncryptBatch | AnswerHlsChallenge | NextTransfer)
+    use Verb::{AnswerHlsChallenge, Encrypt, EncryptBatch, EncryptBroadcast, NextTransfer};
+    matches!(verb, Encrypt | EncryptBatch | AnswerHlsChallenge | NextTransfer | EncryptBroadcast)
 }

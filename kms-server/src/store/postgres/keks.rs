@@ -1,18 +1,18 @@
 //! Site KEKs.
 
 use async_trait::async_trait;
-use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgRow};
+use sqlx::{Connection as _, Row as _, postgres::PgRow};
 
 use super::{
     COMMIT_PATIENCE, PostgresStore, READ_PATIENCE,
     columns::{array, bytes, classify, number},
     failure::WriteError,
     patience::{let_go, within},
-    written,
+    rows, written,
 };
 use crate::store::{
     ChainLink, SealedSecret, StoreError,
-    keks::{KEK_ROW, KekRows, KekStep, KekStore, Pair, SealsThen, Twins},
+    keks::{KekRows, KekStep, KekStore, Pair, Twins},
     work::Work,
 };
 use kms_core::{
@@ -65,7 +65,7 @@ impl KekStore for PostgresStore {
 
     async fn count_pairs(&self, twins: Twins) -> Result<Looked, StoreError> {
         let mut connection = self.pool.acquire().await.map_err(classify)?;
-        let row = async { counted(&mut connection, twins).await.map_err(classify) };
+        let row = async { rows::counted_twins(&mut connection, twins).await.map_err(classify) };
         let row = within(READ_PATIENCE, row).await;
         let_go(&mut connection, &row);
         let row = row?;
@@ -118,67 +118,4 @@ fn pair(row: &PgRow, twins: Twins) -> Result<Pair, StoreError> {
         former: seal(twins.former, bytes(row, 2)?),
         twin: twin.map(|sealed| seal(twins.new, sealed)),
     })
-}
-
-/// Blocks, those whose present secret has a seal under the new KEK, seals under the former one, those of them with a twin.
-async fn counted(connection: &mut PgConnection, twins: Twins) -> Result<PgRow, sqlx::Error> {
-    let query = "SELECT (SELECT count(*) FROM blocks), \
-                 (SELECT count(*) FROM blocks JOIN block_seals AS twin USING (block, secret_version) \
-                  WHERE twin.kek_id = $1), \
-                 (SELECT count(*) FROM block_seals WHERE kek_id = $2), \
-                 (SELECT count(*) FROM block_seals AS it JOIN block_seals AS twin \
-                  USING (block, secret_version) WHERE it.kek_id = $2 AND twin.kek_id = $1)";
-    let query = sqlx::query(query).bind(&twins.new[..]).bind(&twins.former[..]);
-    query.fetch_one(connection).await
-}
-
-/// Takes a step, in its transaction.
-pub(super) async fn put(connection: &mut PgConnection, step: &KekStep) -> Result<(), WriteError> {
-    put_row(connection, step).await?;
-    let (twins, then) = match step.seals {
-        SealsThen::Stay => return Ok(()),
-        SealsThen::HaveTwins(twins) => (twins, None),
-        SealsThen::Closed(twins) => (twins, Some(CLOSE)),
-        SealsThen::Gone(twins) => (twins, Some("DELETE FROM block_seals WHERE kek_id = $1")),
-    };
-    sqlx::query(ALONE).execute(&mut *connection).await?;
-    let row = counted(connection, twins).await?;
-    let count = |at| number::<u64>(&row, at);
-    if count(0)? != count(1)? || count(2)? != count(3)? {
-        return Err(StoreError::Conflict(BlockNo(0)).into());
-    }
-    if let Some(then) = then {
-        sqlx::query(then).bind(&twins.former[..]).execute(connection).await?;
-    }
-    Ok(())
-}
-
-/// Who adds a seal holds the table until he has committed, and looks at closed KEKs behind his row: either he is waited for
-/// here, or he sees that it is closed.
-const ALONE: &str = "LOCK TABLE block_seals IN SHARE ROW EXCLUSIVE MODE";
-
-const CLOSE: &str = "INSERT INTO closed_keks (kek_id) VALUES ($1) ON CONFLICT DO NOTHING";
-
-/// In the place of the row that it was made from, and of no other.
-async fn put_row(connection: &mut PgConnection, step: &KekStep) -> Result<(), WriteError> {
-    let KekStep { expected, now: SignedSiteKeks { keks, signature }, seals: _ } = step;
-    let statement = match expected {
-        None => {
-            "INSERT INTO site_keks (token, body, signature) VALUES ($1, $2, $3) \
-             ON CONFLICT DO NOTHING"
-        }
-        Some(_) => {
-            "UPDATE site_keks SET body = $2, signature = $3 WHERE token = $1 AND signature = $4"
-        }
-    };
-    let query = sqlx::query(statement).bind(&keks.signing[..]).bind(keks.message());
-    let query = query.bind(&signature[..]);
-    let query = match expected {
-        None => query,
-        Some(expected) => query.bind(&expected[..]),
-    };
-    match query.execute(connection).await?.rows_affected() {
-        1 => Ok(()),
-        _ => Err(StoreError::Taken { what: KEK_ROW, value: keks.site.clone() }.into()),
-    }
 }

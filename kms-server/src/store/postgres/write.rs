@@ -10,8 +10,11 @@ use super::{
     columns::{classify, number, position, signed},
     counters,
     failure::WriteError,
-    index, keks, role,
-    rows::{INSERT_HEADS, UPDATE_HEADS, add_seals, check_counts, notify, put_heads, put_records},
+    index, role,
+    rows::{
+        INSERT_HEADS, UPDATE_HEADS, add_seals, check_counts, notify, put_heads, put_records,
+        put_site_keks,
+    },
     sites, whole,
 };
 use crate::store::{
@@ -116,7 +119,7 @@ pub(super) async fn work(
         Work::PutPeer(step) => sites::put_peer(connection, step).await,
         Work::PutApproval(step) => approvals::put(connection, step).await,
         Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,
-        Work::PutSiteKeks(step) => keks::put(connection, step).await,
+        Work::PutSiteKeks(step) => put_site_keks(connection, step).await,
     }
 }
 

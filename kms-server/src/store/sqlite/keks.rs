@@ -1,16 +1,16 @@
 //! Site KEKs.
 
 use async_trait::async_trait;
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{Row as _, sqlite::SqliteRow};
 
 use super::{
     SqliteStore,
     columns::{array, bytes, classify, number},
-    failure::WriteError,
+    rows,
 };
 use crate::store::{
     ChainLink, SealedSecret, StoreError,
-    keks::{KEK_ROW, KekRows, KekStep, KekStore, Pair, SealsThen, Twins},
+    keks::{KekRows, KekStep, KekStore, Pair, Twins},
     work::Work,
 };
 use kms_core::{
@@ -58,7 +58,7 @@ impl KekStore for SqliteStore {
 
     async fn count_pairs(&self, twins: Twins) -> Result<Looked, StoreError> {
         let mut reader = self.reader().await?;
-        let row = counted(&mut reader, twins).await.map_err(classify)?;
+        let row = rows::counted_twins(&mut reader, twins).await.map_err(classify)?;
         Ok(Looked {
             blocks: number(&row, 0)?,
             blocks_sealed: number(&row, 1)?,
@@ -103,67 +103,4 @@ fn pair(row: &SqliteRow, twins: Twins) -> Result<Pair, StoreError> {
         former: seal(twins.former, bytes(row, 2)?),
         twin: twin.map(|sealed| seal(twins.new, sealed)),
     })
-}
-
-/// Blocks, those whose present secret has a seal under the new KEK, seals under the former one, those of them with a twin.
-async fn counted(
-    connection: &mut SqliteConnection,
-    twins: Twins,
-) -> Result<SqliteRow, sqlx::Error> {
-    let query = "SELECT (SELECT count(*) FROM blocks), \
-                 (SELECT count(*) FROM blocks JOIN block_seals AS twin USING (block, secret_version) \
-                  WHERE twin.kek_id = ?1), \
-                 (SELECT count(*) FROM block_seals WHERE kek_id = ?2), \
-                 (SELECT count(*) FROM block_seals AS it JOIN block_seals AS twin \
-                  USING (block, secret_version) WHERE it.kek_id = ?2 AND twin.kek_id = ?1)";
-    let query = sqlx::query(query).bind(&twins.new[..]).bind(&twins.former[..]);
-    query.fetch_one(connection).await
-}
-
-/// Takes a step, in its transaction.
-pub(super) async fn put(
-    connection: &mut SqliteConnection,
-    step: &KekStep,
-) -> Result<(), WriteError> {
-    put_row(connection, step).await?;
-    let (twins, then) = match step.seals {
-        SealsThen::Stay => return Ok(()),
-        SealsThen::HaveTwins(twins) => (twins, None),
-        SealsThen::Closed(twins) => (twins, Some(CLOSE)),
-        SealsThen::Gone(twins) => (twins, Some("DELETE FROM block_seals WHERE kek_id = ?")),
-    };
-    let row = counted(connection, twins).await?;
-    let count = |at| number::<u64>(&row, at);
-    if count(0)? != count(1)? || count(2)? != count(3)? {
-        return Err(StoreError::Conflict(BlockNo(0)).into());
-    }
-    if let Some(then) = then {
-        sqlx::query(then).bind(&twins.former[..]).execute(connection).await?;
-    }
-    Ok(())
-}
-
-const CLOSE: &str = "INSERT INTO closed_keks (kek_id) VALUES (?) ON CONFLICT DO NOTHING";
-
-/// In the place of the row that it was made from, and of no other.
-async fn put_row(connection: &mut SqliteConnection, step: &KekStep) -> Result<(), WriteError> {
-    let KekStep { expected, now: SignedSiteKeks { keks, signature }, seals: _ } = step;
-    let statement = match expected {
-        None => {
-            "INSERT INTO site_keks (token, body, signature) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-        }
-        Some(_) => {
-            "UPDATE site_keks SET body = ?2, signature = ?3 WHERE token = ?1 AND signature = ?4"
-        }
-    };
-    let query = sqlx::query(statement).bind(&keks.signing[..]).bind(keks.message());
-    let query = query.bind(&signature[..]);
-    let query = match expected {
-        None => query,
-        Some(expected) => query.bind(&expected[..]),
-    };
-    match query.execute(connection).await?.rows_affected() {
-        1 => Ok(()),
-        _ => Err(StoreError::Taken { what: KEK_ROW, value: keks.site.clone() }.into()),
-    }
 }

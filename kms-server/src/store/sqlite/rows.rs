@@ -1,17 +1,22 @@
-//! Rows of blocks: heads, seals, records. They go in batches: a statement costs a trip to the connection's
+//! Rows of blocks: heads, seals and the KEKs that they are under, records. They go in batches: a statement costs a trip to the connection's
 //! thread, and an import commits thousands of rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::{QueryBuilder, Sqlite, SqliteConnection, sqlite::SqliteRow};
 
 use super::{
     columns::{number, record_key},
     failure::WriteError,
     pieces::pieces,
 };
-use crate::store::{SealedSecret, StoreError, indexing::Outcome, rules};
-use kms_core::{BlockNo, Head, RecordKey};
+use crate::store::{
+    SealedSecret, StoreError,
+    indexing::Outcome,
+    keks::{KEK_ROW, KekStep, SealsThen, Twins},
+    rules,
+};
+use kms_core::{BlockNo, Head, RecordKey, site::keks::SignedSiteKeks};
 
 /// Checks that each new head counts its records: those that were there, less those that are `gone`, and
 /// those that are new.
@@ -148,4 +153,67 @@ pub(super) async fn put_records(
         statement.build().execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+/// Blocks, those whose present secret has a seal under the new KEK, seals under the former one, those of them with a twin.
+pub(super) async fn counted_twins(
+    connection: &mut SqliteConnection,
+    twins: Twins,
+) -> Result<SqliteRow, sqlx::Error> {
+    let query = "SELECT (SELECT count(*) FROM blocks), \
+                 (SELECT count(*) FROM blocks JOIN block_seals AS twin USING (block, secret_version) \
+                  WHERE twin.kek_id = ?1), \
+                 (SELECT count(*) FROM block_seals WHERE kek_id = ?2), \
+                 (SELECT count(*) FROM block_seals AS it JOIN block_seals AS twin \
+                  USING (block, secret_version) WHERE it.kek_id = ?2 AND twin.kek_id = ?1)";
+    let query = sqlx::query(query).bind(&twins.new[..]).bind(&twins.former[..]);
+    query.fetch_one(connection).await
+}
+
+/// Takes a step, in its transaction.
+pub(super) async fn put_site_keks(
+    connection: &mut SqliteConnection,
+    step: &KekStep,
+) -> Result<(), WriteError> {
+    put_kek_row(connection, step).await?;
+    let (twins, then) = match step.seals {
+        SealsThen::Stay => return Ok(()),
+        SealsThen::HaveTwins(twins) => (twins, None),
+        SealsThen::Closed(twins) => (twins, Some(CLOSE)),
+        SealsThen::Gone(twins) => (twins, Some("DELETE FROM block_seals WHERE kek_id = ?")),
+    };
+    let row = counted_twins(connection, twins).await?;
+    let count = |at| number::<u64>(&row, at);
+    if count(0)? != count(1)? || count(2)? != count(3)? {
+        return Err(StoreError::Conflict(BlockNo(0)).into());
+    }
+    if let Some(then) = then {
+        sqlx::query(then).bind(&twins.former[..]).execute(connection).await?;
+    }
+    Ok(())
+}
+
+const CLOSE: &str = "INSERT INTO closed_keks (kek_id) VALUES (?) ON CONFLICT DO NOTHING";
+
+/// In the place of the row that it was made from, and of no other.
+async fn put_kek_row(connection: &mut SqliteConnection, step: &KekStep) -> Result<(), WriteError> {
+    let KekStep { expected, now: SignedSiteKeks { keks, signature }, seals: _ } = step;
+    let statement = match expected {
+        None => {
+            "INSERT INTO site_keks (token, body, signature) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+        }
+        Some(_) => {
+            "UPDATE site_keks SET body = ?2, signature = ?3 WHERE token = ?1 AND signature = ?4"
+        }
+    };
+    let query = sqlx::query(statement).bind(&keks.signing[..]).bind(keks.message());
+    let query = query.bind(&signature[..]);
+    let query = match expected {
+        None => query,
+        Some(expected) => query.bind(&expected[..]),
+    };
+    match query.execute(connection).await?.rows_affected() {
+        1 => Ok(()),
+        _ => Err(StoreError::Taken { what: KEK_ROW, value: keks.site.clone() }.into()),
+    }
 }

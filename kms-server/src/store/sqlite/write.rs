@@ -9,10 +9,10 @@ use super::{
     columns::{number, signed},
     counters,
     failure::WriteError,
-    index, keks,
+    index,
     pieces::pieces,
     role,
-    rows::{add_seals, check_counts, put_heads, put_records},
+    rows::{add_seals, check_counts, put_heads, put_records, put_site_keks},
     sites, whole,
 };
 use crate::store::{
@@ -113,7 +113,7 @@ pub(super) async fn work(
         Work::PutPeer(step) => sites::put_peer(connection, step).await,
         Work::PutApproval(step) => approvals::put(connection, step).await,
         Work::PutDivergence(divergent) => sites::put_divergence(connection, divergent).await,
-        Work::PutSiteKeks(step) => keks::put(connection, step).await,
+        Work::PutSiteKeks(step) => put_site_keks(connection, step).await,
     }
 }
 

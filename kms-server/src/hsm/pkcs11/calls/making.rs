@@ -2,7 +2,8 @@
 //!
 //! C_UnwrapKey (`meter-kek`) opens a meter's KEK: a session object that may only wrap. C_GenerateKey makes the key, a
 //! session object too. C_Sign gives fingerprint and check value, C_WrapKey what the meter is sent and what is stored,
-//! C_DestroyObject ends it.
+//! C_DestroyObject ends it. A key that several meters share is opened out of what is stored of it (C_UnwrapKey, with the
+//! block's key) and goes the same way: whoever has a block's key could open it anyhow.
 //!
 //! One wrong answer would strand a meter, so each is held against another: the KEK is opened twice and the key wrapped
 //! under either; what is stored is opened, and has to be the key. A meter's KEK may not unwrap, so nobody can open what
@@ -17,8 +18,8 @@ use super::{
     sealed_file::{self, Objects, ZEROS, cmac},
 };
 use crate::hsm::{
-    KeyLen, LockedKey, Made, MakeKeys, MakesKeys, NewKey, NotMade, StoreUnder, TokenError,
-    WantedKey, lengths,
+    KeyLen, LockedKey, Made, MakeKeys, MakesKeys, NewKey, NotMade, ShareKey, StoreUnder,
+    TokenError, WantedKey, lengths,
     pkcs11::{
         connection::{
             epoch::{Connection, Proof},
@@ -60,6 +61,25 @@ impl MakesKeys for Pkcs11Token {
             made
         })
     }
+
+    fn share_key(&self, job: &ShareKey) -> Result<Made, TokenError> {
+        const OPERATION: &str = "share a key";
+        if !job.is_whole() {
+            let source = "a bound is not kept, or a key has no KEK or no block".into();
+            return Err(TokenError::Refused { operation: OPERATION, source });
+        }
+        self.call(OPERATION, Proof::Unwrap(SealedKek::MeterKek), |connection, session| {
+            connection.count_objects(
+                OBJECTS_PER_CALL
+                    + OBJECTS_PER_KEY * (1 + job.to.len()) as u64
+                    + OBJECTS_PER_OTHER * (job.keks.len() + job.wrap_keys.len()) as u64,
+            );
+            let mut objects = Objects { session, made: Vec::new() };
+            let shared = self.share(connection, &mut objects, job);
+            objects.destroy()?;
+            shared
+        })
+    }
 }
 
 impl Pkcs11Token {
@@ -85,6 +105,33 @@ impl Pkcs11Token {
         }
         all_differ(&made)?;
         Ok(made)
+    }
+
+    fn share(
+        &self,
+        connection: &Connection,
+        objects: &mut Objects<'_>,
+        job: &ShareKey,
+    ) -> Result<Made, Failure> {
+        knows_cmac(objects, &job.fingerprint_label)?;
+        let mut blocks = Vec::with_capacity(job.wrap_keys.len());
+        for key in &job.wrap_keys {
+            blocks.push(Block::create(objects, key)?);
+        }
+        let keks = self.open_keks(connection, objects, &job.keks)?;
+        let maker = Maker { connection, blocks: &blocks, label: &job.fingerprint_label };
+        let key = maker.open_shared(objects, job)?;
+        let mut made = Vec::with_capacity(job.to.len());
+        for wanted in &job.to {
+            made.push(match keks.get(wanted.kek) {
+                Some(Some(kek)) => Ok(maker.identify_and_wrap(objects, wanted, *kek, key)?),
+                _ => Err(NotMade::KekRefused),
+            });
+        }
+        match made.iter().flatten().all(|it| it.fingerprint == job.fingerprint) {
+            true => Ok(made),
+            false => Err(Failure::garbled(NOT_SHARED)),
+        }
     }
 
     /// Opens each KEK. The canary is asked once for all that were refused, after them and in the same session, and
@@ -196,6 +243,23 @@ impl Maker<'_> {
         made
     }
 
+    /// The key that is to be shared, out of what is stored of it.
+    fn open_shared(
+        &self,
+        objects: &mut Objects<'_>,
+        job: &ShareKey,
+    ) -> Result<ObjectHandle, Failure> {
+        let missing = || Failure::Broken("a key is in a block that is not there".to_owned());
+        let block = self.blocks.get(job.stored.0).ok_or_else(missing)?;
+        let (session, mechanism) = (objects.session, Mechanism::AesKeyWrap);
+        let opened = session.unwrap_key(&mechanism, block.opens, &job.stored.1, &fresh::shared());
+        let key = objects.keep(opened.map_err(Failure::from)?);
+        match self.identify(session, key)?.0 == job.fingerprint {
+            true => Ok(key),
+            false => Err(Failure::garbled(NOT_SHARED)),
+        }
+    }
+
     fn identify_and_wrap(
         &self,
         objects: &mut Objects<'_>,
@@ -265,6 +329,7 @@ impl Maker<'_> {
     }
 }
 
+const NOT_SHARED: &str = "the key that is to be shared opens as another one";
 const NOT_STORED: &str = "what is stored of a new key does not open as that key";
 
 fn same(is_same: bool) -> Result<(), Failure> {

@@ -24,7 +24,6 @@ use crate::hsm::{
             template::{self, Kept, OurKey},
         },
     },
-    site_keks::unknown,
 };
 use kms_core::{
     BlockSecret,
@@ -128,7 +127,10 @@ impl Pkcs11Token {
     }
 
     fn used(&self, kek: &KekId) -> Result<Arc<Canaries>, TokenError> {
-        self.site_keks().into_iter().find(|it| it.site == *kek).ok_or_else(|| unknown(kek))
+        self.site_keks()
+            .into_iter()
+            .find(|it| it.site == *kek)
+            .ok_or_else(|| TokenError::unknown_kek(kek))
     }
 
     /// Our canaries with another site KEK, if these are of it and of our sealed KEKs.
@@ -160,6 +162,7 @@ impl Pkcs11Token {
         }
         let before = self.site_keks();
         self.take_site_keks(vec![Arc::clone(canaries)]);
+        self.may_connect_at_once();
         let looked = look();
         if !matches!(looked, Ok(None)) {
             self.take_site_keks(before);

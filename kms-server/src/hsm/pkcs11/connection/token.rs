@@ -156,6 +156,11 @@ impl Pkcs11Token {
         read(&self.keks).clone()
     }
 
+    /// The next call may connect at once: with other KEKs than the last attempt, which failed.
+    pub(crate) fn may_connect_at_once(&self) {
+        lock(&self.link).tried = None;
+    }
+
     /// These from now on.
     pub(crate) fn take_site_keks(&self, keks: Vec<Arc<Canaries>>) {
         *write(&self.keks) = keks;

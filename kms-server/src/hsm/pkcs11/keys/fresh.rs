@@ -35,6 +35,12 @@ pub(crate) fn opened() -> Vec<Attribute> {
     pinned(&[Usage::Sign], MechanismType::AES_CMAC, false, false)
 }
 
+/// A key that other meters are to have, too, out of the form in which it is stored under a block's key: it may be
+/// identified, and wrapped again.
+pub(crate) fn shared() -> Vec<Attribute> {
+    pinned(&[Usage::Sign], MechanismType::AES_CMAC, false, true)
+}
+
 /// A block's `wrap` key, to open what was wrapped under it.
 pub(crate) fn unwrap_only() -> Vec<Attribute> {
     pinned(&[Usage::Unwrap], MechanismType::AES_KEY_WRAP, false, false)

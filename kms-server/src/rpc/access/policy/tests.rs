@@ -7,7 +7,10 @@ fn name(name: &str) -> CallerName {
 }
 
 fn looks(verb: Verb) -> bool {
+    use Verb::{GetCampaign, GetMeterRotation, ListCampaignMembers, ListCampaigns, WatchCampaign};
     matches!(verb, Verb::GetMeter | Verb::ListMeters | Verb::GetStatus)
+        || matches!(verb, GetCampaign | ListCampaigns | ListCampaignMembers | WatchCampaign)
+        || matches!(verb, GetMeterRotation | Verb::GetGroup | Verb::ListGroups)
 }
 
 /// The table once more, by hand: who may call what.
@@ -22,16 +25,23 @@ fn expected(role: Role, verb: Verb) -> bool {
                 | Verb::BeginHls
                 | Verb::AnswerHlsChallenge
                 | Verb::VerifyHlsAnswer
+                | Verb::EncryptBroadcast
         ),
         Role::AmiAdmin => {
             service == "Meters"
-                || service == "Rotation"
+                || (service == "Rotation" && !matches!(verb, Verb::TakeWork | Verb::ReportWork))
+                || service == "Groups" && verb != Verb::EncryptBroadcast
                 || service == "Site"
                 || matches!(verb, Verb::ListEvents | Verb::ListApprovals | Verb::AskAhead)
         }
         Role::Rotator => {
-            use Verb::{ConfirmKey, NextTransfer, RollBackKey, StageKey};
-            looks(verb) || matches!(verb, StageKey | NextTransfer | ConfirmKey | RollBackKey)
+            use Verb::{
+                ConfirmKey, FinishGroupRotation, NextTransfer, ReportWork, RollBackKey,
+                RotateGroupKey, StageKey, TakeWork,
+            };
+            looks(verb)
+                || matches!(verb, StageKey | NextTransfer | ConfirmKey | RollBackKey)
+                || matches!(verb, RotateGroupKey | FinishGroupRotation | TakeWork | ReportWork)
         }
         Role::Auditor => {
             use Verb::{
