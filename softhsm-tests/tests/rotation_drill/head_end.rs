@@ -246,7 +246,8 @@ impl Drill {
         done
     }
 
-    /// Under which pair does it answer? What is staged protects no question: there it has to authenticate.
+    /// Under which pair does it answer? Meters whose transfers go over such associations authenticate under what is staged; the
+    /// others are asked for their clock.
     async fn probe(&mut self, acts: &mut [Act]) {
         self.seen.probes += acts.iter().filter(|act| act.is(WorkAction::Probe)).count() as u64;
         let most = acts.iter().map(|act| act.work.pairs.len()).max().unwrap_or_default();
@@ -320,9 +321,10 @@ impl Drill {
         }
     }
 
-    /// One round of probes of the pairs with what is staged.
+    /// One round of probes by authentication.
     async fn authenticate_in(&mut self, acts: &mut [Act], round: (usize, bool)) {
-        let due = due(acts, round).into_iter().filter(|(at, pair)| acts[*at].is_staged(pair));
+        let due = due(acts, round);
+        let due = due.into_iter().filter(|(at, pair)| acts[*at].shows_by_hls(pair, &self.field));
         let wanted = due.map(|(at, pair)| {
             let act = &acts[at];
             Wanted { at, n: act.n, pair, cut: act.cut.filter(|_| round.0 == 0) }
@@ -350,9 +352,10 @@ impl Drill {
         }
     }
 
-    /// One round of probes of the pairs whose keys are active.
+    /// One round of probes by questions.
     async fn ask_in(&mut self, acts: &mut [Act], round: (usize, bool)) {
-        let due = due(acts, round).into_iter().filter(|(at, pair)| !acts[*at].is_staged(pair));
+        let due = due(acts, round);
+        let due = due.into_iter().filter(|(at, pair)| !acts[*at].shows_by_hls(pair, &self.field));
         let wanted: Vec<_> = due.map(|(at, pair)| (at, acts[at].n, pair)).collect();
         if wanted.is_empty() {
             return;
@@ -452,14 +455,14 @@ impl Drill {
 }
 
 impl Act {
-    /// Whether a pair has the key that is on its way.
-    fn is_staged(&self, pair: &KeyPair) -> bool {
+    /// Whether a pair has the key that is on its way, and the meter shows it by authenticating.
+    fn shows_by_hls(&self, pair: &KeyPair, field: &Field) -> bool {
         let version = match self.work.kind() {
             v1::KeyKind::Guek => pair.encryption_key_version,
             v1::KeyKind::Gak => pair.authentication_key_version,
             _ => return false,
         };
-        self.work.version == version
+        self.work.version == version && self.by_hls(field)
     }
 
     /// Whether its transfer goes over an association that authenticates.

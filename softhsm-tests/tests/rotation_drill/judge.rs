@@ -15,7 +15,7 @@ use super::{
     common::fleet::{id, title},
     field::ALWAYS,
     head_end::{Drill, within},
-    probing::{Tried, Wanted, asked, protect},
+    probing::{asked, protect},
 };
 
 /// Meters in one call.
@@ -204,7 +204,9 @@ impl Drill {
             return false;
         };
         for pair in rotation.pairs {
-            if !self.holds(n, pair).await {
+            let sent = protect(self.sites.ciphering(), vec![(0, n, pair)]).await;
+            let Some((_, _, apdu)) = sent.into_iter().next() else { continue };
+            if !matches!(self.ask(n, &apdu).await, Answered::Yes) {
                 continue;
             }
             sleep(MOMENT).await;
@@ -220,26 +222,6 @@ impl Drill {
                 changed |= done.is_ok_and(|it| it.changed);
             }
             return changed;
-        }
-        false
-    }
-
-    /// Whether a meter holds a pair. What it says is opened, so that it is evidence.
-    async fn holds(&mut self, n: u64, pair: KeyPair) -> bool {
-        let sent = protect(self.sites.ciphering(), vec![(0, n, pair)]).await;
-        if let Some((_, _, apdu)) = sent.into_iter().next() {
-            return matches!(self.ask(n, &apdu).await, Answered::Yes);
-        }
-        // One of them is staged.
-        self.field.device(n).meter.pass(LONG_S);
-        let wanted = vec![Wanted { at: 0, n, pair, cut: None }];
-        for (_, tried) in self.authenticate(wanted, false).await {
-            let Tried::Right(back) = tried else { continue };
-            for said in back {
-                let named = Apdu::new(said).unwrap().of_system_title(title(n));
-                let _ = self.sites.client().decrypt(&named).await;
-            }
-            return true;
         }
         false
     }

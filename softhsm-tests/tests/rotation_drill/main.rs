@@ -155,9 +155,6 @@ impl Drill {
                 let n: u64 = member.meter_id["meter-".len()..].parse().unwrap();
                 let ways = judge::ways(&self.field.devices[&n].dialect);
                 let cut = self.fates.of(n).map(|(_, cut)| cut);
-                if !["OkNot", "AfterReboot", "largest"].iter().any(|it| ways.contains(it)) {
-                    println!("  {}", self.about(n).await);
-                }
                 *kinds.entry(format!("{ways} {cut:?} {:?}", member.last_outcome())).or_default() +=
                     1;
             }

@@ -1,5 +1,4 @@
-//! Finding out what a meter holds: harmless questions under keys that are active, associations that authenticate under those
-//! that are staged.
+//! Finding out what a meter holds: harmless questions under named keys, and associations that authenticate under them.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +12,7 @@ use simulated_meter::{
     acse::{INITIATE, Opening},
     frame::Frame,
     cuts::Cut,
-    service::{LABEL, Request},
+    service::{CLOCK, Request},
 };
 use tonic::{Status, transport::Channel};
 
@@ -24,7 +23,7 @@ use super::{
 };
 
 const AT_ONCE: usize = 16;
-const GET: Request = Request::Get { id: 0xc1, at: LABEL };
+const GET: Request = Request::Get { id: 0xc1, at: CLOCK };
 const LOCKED_S: u64 = 600;
 
 /// A question to each of these meters, under a pair of versions. What could not be protected is left out.
@@ -55,6 +54,8 @@ pub(crate) async fn asked(
     pair: KeyPair,
 ) -> Vec<Option<Bytes>> {
     let plain = GET.write();
+    let is_named = pair.encryption_key_version > 0;
+    let purpose = if is_named { v1::CounterPurpose::Probe } else { v1::CounterPurpose::Traffic };
 <<<<<<< HEAD
     let named = pair.encryption_key_version > 0;
     let purpose = if named { v1::CounterPurpose::Probe } else { v1::CounterPurpose::Traffic };
@@ -69,7 +70,7 @@ pub(crate) async fn asked(
         system_titles: meters.iter().flat_map(|n| *title(*n).as_bytes()).collect(),
         meter_ids: Vec::new(),
         protecting: Some(v1::Protecting {
-            purpose: v1::CounterPurpose::Traffic as i32,
+            purpose: purpose as i32,
             encryption_key_version: pair.encryption_key_version,
             authentication_key_version: pair.authentication_key_version,
             ..v1::Protecting::default()
