@@ -245,8 +245,9 @@ const CANARY: u8 = 1;
 const SENT: u8 = 2;
 const UNREACHABLE: u8 = 4;
 const RESTARTED: u8 = 8;
+const TRIED_SINCE: u8 = 16;
 /// The first bit that has no meaning.
-const FLAGS_END: u8 = 16;
+const FLAGS_END: u8 = 32;
 
 impl Row {
     fn put(&self, out: &mut Vec<u8>) {
@@ -258,6 +259,7 @@ impl Row {
             sent,
             unreachable,
             restarted,
+            tried_since,
             failures,
             probed,
             lease,
@@ -273,7 +275,8 @@ impl Row {
         let flags = flag(*canary, CANARY)
             | flag(*sent, SENT)
             | flag(*unreachable, UNREACHABLE)
-            | flag(*restarted, RESTARTED);
+            | flag(*restarted, RESTARTED)
+            | flag(*tried_since, TRIED_SINCE);
         let last = last.map_or(0, Numbered::number);
         let refused = refused.map_or(0, Numbered::number);
         let bytes =
@@ -319,6 +322,7 @@ impl Row {
             sent: flags & SENT != 0,
             unreachable: flags & UNREACHABLE != 0,
             restarted: flags & RESTARTED != 0,
+            tried_since: flags & TRIED_SINCE != 0,
             failures,
             probed,
             lease,

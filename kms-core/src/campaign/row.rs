@@ -118,6 +118,8 @@ pub struct Row {
     pub unreachable: bool,
     /// A canary that was restarted.
     pub restarted: bool,
+    /// A transfer was tried since its meter last answered a probe.
+    pub tried_since: bool,
     /// Tries that failed.
     pub failures: u8,
     /// Pairs that were tried since it last answered.
@@ -149,6 +151,7 @@ impl Row {
             sent: false,
             unreachable: false,
             restarted: false,
+            tried_since: false,
             failures: 0,
             probed: 0,
             lease: 0,

@@ -185,6 +185,8 @@ pub fn report(
         None => row.probed.saturating_add(heard.in_vain.len() as u8), // A lease's, fewer than 255.
     };
     let holds = seen.filter(|_| was == Action::Probe);
+    // What was given back above was not sent.
+    row.tried_since |= was == Action::Transfer;
     if let Some(wait_ms) = failed(meter, policy, row, (heard, was, holds)) {
         row.failures = row.failures.saturating_add(1);
         if row.failures >= policy.tries_max {
@@ -195,6 +197,7 @@ pub fn report(
             return give_back(row, now_ms.saturating_add(wait_ms));
         }
     }
+    row.tried_since &= holds.is_none();
     if heard.end || (was == Action::Probe && seen.is_none() && heard.outcome != Outcome::GivenBack)
     {
         let wait_ms = if heard.outcome == Outcome::NotAuthenticated {
@@ -217,9 +220,10 @@ fn failed(
     (heard, was, holds): (&Heard, Action, Option<Pair>),
 ) -> Option<u64> {
     match (was, heard.outcome) {
-        // It answers under what it had before: the transfer did not take.
+        // It answers under what it had before: the transfer did not take, if there was one since it was last asked.
         (Action::Probe, _) if holds.is_some() => {
-            matches!(step(meter, policy, row), Step::Transfer { sent: true, .. }).then_some(0)
+            let is_old = matches!(step(meter, policy, row), Step::Transfer { sent: true, .. });
+            (is_old && row.tried_since).then_some(0)
         }
         // All pairs were tried, and none is its own.
         (Action::Probe, Outcome::NotAuthenticated | Outcome::Refused) => {

@@ -40,6 +40,7 @@ fn part() -> Part {
         sent: true,
         unreachable: true,
         restarted: true,
+        tried_since: true,
         lease: 5,
         doing: Action::Probe,
         targets: [2, 0],

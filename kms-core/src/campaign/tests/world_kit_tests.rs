@@ -192,6 +192,16 @@ impl World {
         row.targets[at] = place.staged(record).unwrap().version;
     }
 
+    /// A member whose first key was handed out, and its meter's record.
+    pub(super) fn handed_out(&mut self) -> (MeterRecord, Row) {
+        let mut row = Row::new(title(0), 0);
+        self.stage(&mut row);
+        let record = &mut self.meters.get_mut(&title(0)).unwrap().record;
+        let staged = record.keys.iter_mut().find(|key| key.state == KeyState::PreActive).unwrap();
+        staged.life.transfer.as_mut().unwrap().sent_ms = Some(1);
+        (record.clone(), Row { sent: true, phase: Phase::Sent, ..row })
+    }
+
     /// A worker's turn: takes some, and drives each until nothing is left to do, or is killed.
     pub(super) fn turn(&mut self) {
         let (now_ms, most) = (self.now_ms, 1 + self.chance.below(8) as usize);

@@ -4,7 +4,11 @@ use super::{
     world_kit_tests::{Manner, World},
     *,
 };
-use crate::{SecuritySetup, life::choosing::Place};
+use crate::{
+    SecuritySetup,
+    campaign::stepping::{Heard, report},
+    life::choosing::{Pair, Place},
+};
 
 fn policy() -> Policy {
     Policy {
@@ -147,5 +151,36 @@ fn a_push_that_comes_a_day_later_ends_what_nobody_answered() {
             assert_eq!(row.phase, Phase::Done);
             assert!(!row.is_exposed());
         }
+    }
+}
+
+/// Its transfer can't be handed out for a while (the other site is away), and it is asked again each time it is taken.
+#[test]
+fn a_meter_that_is_at_its_former_keys_has_failed_only_if_something_was_sent_since() {
+    let policy = Policy { tries_max: 2, ..policy() };
+    let (meter, mut row) = World::new(1, policy.clone(), |_| Manner::Honest, 0).handed_out();
+    let old = Pair { encryption: 1, authentication: Some(1) };
+    let heard = |outcome, opened: &[Pair]| Heard {
+        outcome,
+        opened: opened.to_vec(),
+        in_vain: Vec::new(),
+        frame: Vec::new(),
+        end: false,
+    };
+    let probed = |row: &mut Row| {
+        (row.lease, row.doing) = (1, Action::Probe);
+        report(&meter, &policy, row, &heard(Outcome::Answered, &[old]), 1).0
+    };
+    for _ in 0..5 {
+        assert_eq!(probed(&mut row), Action::Transfer);
+        report(&meter, &policy, &mut row, &heard(Outcome::GivenBack, &[]), 1);
+    }
+    assert_eq!((row.failures, row.phase), (0, Phase::Sent));
+    for (failures, phase) in [(1, Phase::Sent), (2, Phase::Failed)] {
+        (row.lease, row.doing) = (1, Action::Transfer);
+        let (next, _) = report(&meter, &policy, &mut row, &heard(Outcome::Answered, &[old]), 1);
+        assert_eq!(next, Action::Probe);
+        probed(&mut row);
+        assert_eq!((row.failures, row.phase), (failures, phase));
     }
 }
