@@ -59,7 +59,7 @@ async fn make(site: &Site, keks: &[Vec<u8>]) -> Result<Vec<Result<MadeValue, Not
         .map(|(n, kek)| {
             let block = site.keyring.reader.block_of(&title(n));
             let block = blocks.iter().find(|keys| keys.block() == block).unwrap();
-            KeyToMake { block, under: under(n), len: KeyLen::Aes128, kek }
+            KeyToMake { block: block.into(), under: under(n), len: KeyLen::Aes128, kek }
         })
         .collect();
     site.keyring.taker.make_keys(&wanted).await
