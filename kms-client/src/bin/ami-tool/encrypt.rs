@@ -81,6 +81,10 @@ pub(crate) struct Encrypt {
     /// It answers a challenge (class 15, method 1): also under a version that is staged or compromised
     #[arg(long)]
     hls: bool,
+    /// It asks which keys the meter holds (a read of clock, logical device name, invocation counter, or a security setup's
+    /// policy or suite): also under a version that is staged or compromised
+    #[arg(long, conflicts_with = "hls")]
+    probe: bool,
     /// Under this version of the encryption key, where the meter is presumed to hold another one than the preferred
     #[arg(long, value_name = "N", default_value_t = 0)]
     encryption_version: u16,
@@ -131,7 +135,11 @@ pub(crate) async fn encrypt(
         encryption_key_version: what.encryption_version,
         authentication_key_version: what.authentication_version,
         security_suite: what.security_suite,
-        purpose: if what.hls { CounterPurpose::Hls } else { CounterPurpose::Traffic },
+        purpose: match (what.hls, what.probe) {
+            (true, _) => CounterPurpose::Hls,
+            (_, true) => CounterPurpose::Probe,
+            _ => CounterPurpose::Traffic,
+        },
     };
     let bytes = parse_hex(&what.apdu).map_err(Failure::usage)?;
     let apdu = PlainApdu { bytes: bytes.into(), meter: what.meter.name()? };
