@@ -252,64 +252,9 @@ impl Drill {
         self.seen.probes += acts.iter().filter(|act| act.is(WorkAction::Probe)).count() as u64;
         let most = acts.iter().map(|act| act.work.pairs.len()).max().unwrap_or_default();
         for round in 0..most {
-<<<<<<< HEAD
-            let wanted = |early: bool, acts: &[Act]| -> Vec<(usize, u64, KeyPair)> {
-                let acts = acts.iter().enumerate().filter(|(_, act)| act.is(WorkAction::Probe));
-                let some = acts.filter(|(_, act)| (round == 0 && act.is_struck_early()) == early);
-                let pair =
-                    |(at, act): (usize, &Act)| Some((at, act.n, *act.work.pairs.get(round)?));
-                some.filter_map(pair).collect()
-            };
-            let mut sent = protect(self.sites.ciphering(), wanted(false, acts)).await;
-            let struck = wanted(true, acts);
-            if !struck.is_empty() {
-                let asked = struck.len();
-                let some = self.killed_among(protect(self.sites.ciphering(), struck)).await;
-                self.seen.cut_off += (asked - some.len()) as u64;
-                sent.extend(some);
-            }
-            for (at, pair, apdu) in sent {
-                let act = &mut acts[at];
-                let cut = act.cut.filter(|_| round == 0);
-                let back = self.field.exchange(act.n, (ALWAYS, &apdu), cut);
-                let is_own = back.iter().any(|it| Frame::read(it).is_some());
-                act.apdus.extend(back);
-                if is_own || cut == Some(Cut::HeadEndKilled) {
-                    act.outcome = Some(Outcome::Answered);
-                } else {
-                    act.in_vain.push(pair);
-                }
-||||||| d9318b6
-            let wanted = |early: bool, acts: &[Act]| -> Vec<(usize, u64, KeyPair)> {
-                let acts = acts.iter().enumerate().filter(|(_, act)| act.is(WorkAction::Probe));
-                let some = acts.filter(|(_, act)| (round == 0 && act.is_struck_early()) == early);
-                let pair = |(at, act): (usize, &Act)| Some((at, act.n, *act.work.pairs.get(round)?));
-                some.filter_map(pair).collect()
-            };
-            let mut sent = protect(self.sites.ciphering(), wanted(false, acts)).await;
-            let struck = wanted(true, acts);
-            if !struck.is_empty() {
-                let asked = struck.len();
-                let some = self.killed_among(protect(self.sites.ciphering(), struck)).await;
-                self.seen.cut_off += (asked - some.len()) as u64;
-                sent.extend(some);
-            }
-            for (at, pair, apdu) in sent {
-                let act = &mut acts[at];
-                let cut = act.cut.filter(|_| round == 0);
-                let back = self.field.exchange(act.n, (ALWAYS, &apdu), cut);
-                let is_own = back.iter().any(|it| Frame::read(it).is_some());
-                act.apdus.extend(back);
-                if is_own || cut == Some(Cut::HeadEndKilled) {
-                    act.outcome = Some(Outcome::Answered);
-                } else {
-                    act.in_vain.push(pair);
-                }
-=======
             for is_struck in [false, true] {
                 self.authenticate_in(acts, (round, is_struck)).await;
                 self.ask_in(acts, (round, is_struck)).await;
->>>>>>> wt-drill
             }
         }
         for act in acts.iter_mut().filter(|act| act.is(WorkAction::Probe)) {

@@ -10,8 +10,8 @@ use kms_proto::v1::{
 };
 use simulated_meter::{
     acse::{INITIATE, Opening},
-    frame::Frame,
     cuts::Cut,
+    frame::Frame,
     service::{CLOCK, Request},
 };
 use tonic::{Status, transport::Channel};
@@ -56,14 +56,6 @@ pub(crate) async fn asked(
     let plain = GET.write();
     let is_named = pair.encryption_key_version > 0;
     let purpose = if is_named { v1::CounterPurpose::Probe } else { v1::CounterPurpose::Traffic };
-<<<<<<< HEAD
-    let named = pair.encryption_key_version > 0;
-    let purpose = if named { v1::CounterPurpose::Probe } else { v1::CounterPurpose::Traffic };
-||||||| d9318b6
-    let named = pair.encryption_key_version > 0;
-    let purpose = if named { v1::CounterPurpose::KeyTransfer } else { v1::CounterPurpose::Traffic };
-=======
->>>>>>> wt-drill
     let batch = v1::PlainBatch {
         apdus: plain.repeat(meters.len()).into(),
         lengths: vec![plain.len() as u32; meters.len()],
@@ -211,11 +203,14 @@ impl Drill {
         let back = self.field.exchange(n, (BY_HLS, apdu), cut);
         let own = back.iter().rfind(|it| Frame::read(it).is_some());
         heard.extend(own.map(|own| (open.association, own.clone().into())));
-        tried.push((at, match own {
-            _ if back.is_empty() => Tried::Silent,
-            None => Tried::Wrong(back),
-            Some(_) => Tried::Right(back),
-        }));
+        tried.push((
+            at,
+            match own {
+                _ if back.is_empty() => Tried::Silent,
+                None => Tried::Wrong(back),
+                Some(_) => Tried::Right(back),
+            },
+        ));
     }
 
     /// Opens an association with those meters whose transfer goes that way.
@@ -240,138 +235,6 @@ impl Drill {
                 }
                 Tried::Right(_) => None,
             };
-<<<<<<< HEAD
-            async move { (at, n, within(client.begin_hls(request)).await) }
-        };
-        let begun: Vec<_> = stream::iter(due).map(begin).buffered(AT_ONCE).collect().await;
-        let mut opens = Vec::new();
-        for (at, n, reply) in begun {
-            match reply {
-                Ok(reply) if reply.verdict() == Verdict::Ok => opens.push(Opens {
-                    at,
-                    n,
-                    association: reply.association,
-                    challenge: reply.challenge,
-                }),
-                Ok(reply) => self.note(format!("HLS: {:?} {:?}", reply.verdict(), reply.refusal())),
-                Err(status) => self.refused(&status),
-            }
-            if opens.last().is_none_or(|it| it.at != at) {
-                acts[at].outcome = Some(Outcome::GivenBack);
-            }
-        }
-        opens
-    }
-
-    async fn answer_hls(&mut self, acts: &mut [Act], challenged: Vec<(Opens, Vec<u8>)>) {
-        for (open, challenge) in challenged {
-            let request = v1::AnswerHlsChallengeRequest {
-                association: open.association.clone(),
-                challenge: challenge.into(),
-                mechanism: 5,
-                action: Some(v1::HlsAction {
-                    invoke_id_and_priority: 0xc1,
-                    form: v1::CipheringForm::Glo as i32,
-                    protection: v1::ApduProtection::AuthenticatedEncrypted as i32,
-                }),
-                encryption_key_version: 0,
-                authentication_key_version: 0,
-            };
-            let answer = within(self.sites.ciphering().answer_hls_challenge(request)).await;
-            let apdu = answer.ok().map(|it| it.apdu).filter(|it| !it.is_empty());
-            let Some(apdu) = apdu else {
-                acts[open.at].outcome = Some(Outcome::GivenBack);
-                continue;
-            };
-            let back = self.field.exchange(open.n, (BY_HLS, &apdu), None);
-            let Some(own) = back.iter().rfind(|it| Frame::read(it).is_some()) else {
-                let outcome =
-                    if back.is_empty() { Outcome::NoAnswer } else { Outcome::NotAuthenticated };
-                let act = &mut acts[open.at];
-                act.outcome = Some(outcome);
-                act.in_vain.extend(act.work.pairs.first().copied());
-                continue;
-            };
-            let request = v1::VerifyHlsAnswerRequest {
-                association: open.association,
-                answer: Bytes::new(),
-                apdu: own.clone().into(),
-                encryption_key_version: 0,
-                authentication_key_version: 0,
-            };
-            match within(self.sites.ciphering().verify_hls_answer(request)).await {
-                Ok(reply) if reply.verdict() == Verdict::Ok => self.seen.associations += 1,
-                Ok(reply) => {
-                    self.note(format!("HLS: {:?}", reply.verdict()));
-                    acts[open.at].outcome = Some(Outcome::NotAuthenticated);
-                }
-                Err(_) => acts[open.at].outcome = Some(Outcome::GivenBack),
-            }
-||||||| d9318b6
-            async move { (at, n, within(client.begin_hls(request)).await) }
-        };
-        let begun: Vec<_> = stream::iter(due).map(begin).buffered(AT_ONCE).collect().await;
-        let mut opens = Vec::new();
-        for (at, n, reply) in begun {
-            match reply {
-                Ok(reply) if reply.verdict() == Verdict::Ok => opens.push(Opens {
-                    at,
-                    n,
-                    association: reply.association,
-                    challenge: reply.challenge,
-                }),
-                Ok(reply) => self.note(format!("HLS: {:?} {:?}", reply.verdict(), reply.refusal())),
-                Err(status) => self.refused(&status),
-            }
-            if opens.last().is_none_or(|it| it.at != at) {
-                acts[at].outcome = Some(Outcome::GivenBack);
-            }
-        }
-        opens
-    }
-
-    async fn answer_hls(&mut self, acts: &mut [Act], challenged: Vec<(Opens, Vec<u8>)>) {
-        for (open, challenge) in challenged {
-            let request = v1::AnswerHlsChallengeRequest {
-                association: open.association.clone(),
-                challenge: challenge.into(),
-                mechanism: 5,
-                action: Some(v1::HlsAction {
-                    invoke_id_and_priority: 0xc1,
-                    form: v1::CipheringForm::Glo as i32,
-                    protection: v1::ApduProtection::AuthenticatedEncrypted as i32,
-                }),
-            };
-            let answer = within(self.sites.ciphering().answer_hls_challenge(request)).await;
-            let apdu = answer.ok().map(|it| it.apdu).filter(|it| !it.is_empty());
-            let Some(apdu) = apdu else {
-                acts[open.at].outcome = Some(Outcome::GivenBack);
-                continue;
-            };
-            let back = self.field.exchange(open.n, (BY_HLS, &apdu), None);
-            let Some(own) = back.iter().rfind(|it| Frame::read(it).is_some()) else {
-                let outcome =
-                    if back.is_empty() { Outcome::NoAnswer } else { Outcome::NotAuthenticated };
-                let act = &mut acts[open.at];
-                act.outcome = Some(outcome);
-                act.in_vain.extend(act.work.pairs.first().copied());
-                continue;
-            };
-            let request = v1::VerifyHlsAnswerRequest {
-                association: open.association,
-                answer: Bytes::new(),
-                apdu: own.clone().into(),
-            };
-            match within(self.sites.ciphering().verify_hls_answer(request)).await {
-                Ok(reply) if reply.verdict() == Verdict::Ok => self.seen.associations += 1,
-                Ok(reply) => {
-                    self.note(format!("HLS: {:?}", reply.verdict()));
-                    acts[open.at].outcome = Some(Outcome::NotAuthenticated);
-                }
-                Err(_) => acts[open.at].outcome = Some(Outcome::GivenBack),
-            }
-=======
->>>>>>> wt-drill
         }
     }
 }

@@ -413,7 +413,6 @@ impl Refused {
             Self::TooManyWaiting(limit)
             | Self::TooManyOfCaller(limit)
             | Self::ImportTooLong(limit) => vec![("limit", limit.to_string())],
-            Self::TooManyCalls(limit) => vec![("limit", limit.to_string())],
             Self::TooManyAsked { limit, after_ms } | Self::TooManyTriages { limit, after_ms } => {
                 vec![("limit", limit.to_string()), ("after_ms", after_ms.to_string())]
             }
