@@ -15,7 +15,7 @@ use kms_core::{
 /// Between two looks: a push proves a key at any time.
 const LOOK: Duration = Duration::from_secs(5);
 /// Members that one look asks about.
-const AT_ONCE: usize = 1_000;
+const AT_ONCE: usize = 64;
 
 impl Lifecycle {
     /// Runs until the process ends.
@@ -40,7 +40,13 @@ impl Lifecycle {
         let now_ms = self.clock.unix_ms();
         let mut held = shared.lock().await;
         let policy = held.driven.campaign.policy.clone();
-        let open: Vec<Row> = held.driven.exposed(now_ms).take(AT_ONCE).cloned().collect();
+        let after = held.looked;
+        let exposed = || held.driven.exposed(now_ms);
+        // All in turn: a sleeper is exposed for days.
+        let behind = exposed().filter(|row| after.is_none_or(|after| row.title > after));
+        let open: Vec<Row> = behind.chain(exposed()).take(AT_ONCE).cloned().collect();
+        let open: Vec<Row> = open.into_iter().take(exposed().count()).collect();
+        held.looked = open.last().map(|row| row.title);
         let titles: Vec<SystemTitle> = open.iter().map(|row| row.title).collect();
         let mut changed = Vec::new();
         for (mut row, title) in open.into_iter().zip(titles) {

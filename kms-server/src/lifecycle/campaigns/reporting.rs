@@ -87,13 +87,8 @@ impl Lifecycle {
         for (at, report) in reports.iter().enumerate() {
             by_slot.entry(slot_of(report.lease)).or_default().push(at);
         }
-        let stored = self.stored_campaigns().await?;
         for (slot, some) in by_slot {
-            let campaign = stored.iter().find(|it| it.slot == slot);
-            let shared = match campaign {
-                Some(campaign) => self.drive_stored(campaign.clone()).await,
-                None => Err(lease_over()),
-            };
+            let shared = self.drive_at(slot).await;
             match shared {
                 Ok(shared) => {
                     self.report_of(call, &shared, (&reports, &some), &mut verdicts).await?
@@ -126,15 +121,15 @@ impl Lifecycle {
         if lease == 0 {
             return Ok(());
         }
+        let now_ms = self.clock.unix_ms();
+        if let Some(shared) = self.driven_at(slot_of(lease)).await {
+            let holds = shared.lock().await.driven.holds(title, lease, now_ms);
+            return if holds { Ok(()) } else { Err(lease_over()) };
+        }
         let name = FactName::of_campaign(slot_of(lease));
         let Some(Fact::Campaign(stored)) = self.records.fact(&name).await? else {
             return Err(lease_over());
         };
-        let now_ms = self.clock.unix_ms();
-        if let Some(shared) = self.campaigns.get(&stored.id) {
-            let holds = shared.lock().await.driven.holds(title, lease, now_ms);
-            return if holds { Ok(()) } else { Err(lease_over()) };
-        }
         let (block, blocks) = (self.records.block_of(title), self.records.blocks());
         let part = FactName::of_campaign_part((block, blocks), stored.slot, Part::chunk_of(title));
         let row = match self.records.fact(&part).await? {
@@ -145,6 +140,17 @@ impl Lifecycle {
         };
         let holds = row.is_some_and(|row| row.lease == lease && row.is_leased(now_ms));
         if holds { Ok(()) } else { Err(lease_over()) }
+    }
+
+    /// The campaign of a lease's place, to be driven here.
+    async fn drive_at(&self, slot: u8) -> Result<Shared, LifecycleError> {
+        if let Some(shared) = self.driven_at(slot).await {
+            return Ok(shared);
+        }
+        match self.records.fact(&FactName::of_campaign(slot)).await? {
+            Some(Fact::Campaign(stored)) => self.drive_stored(*stored).await,
+            _ => Err(lease_over()),
+        }
     }
 
     /// What the meters have shown is in their records before anything is judged by these.

@@ -171,10 +171,7 @@ impl Lifecycle {
         mut started: Started,
     ) -> Result<Started, LifecycleError> {
         let by_block = self.listed(&wanted.selection, &mut started).await?;
-        let mut held = Held {
-            driven: self.read_campaign(started.view.campaign.clone()).await?,
-            busy: BTreeMap::new(),
-        };
+        let mut held = Held::of(self.read_campaign(started.view.campaign.clone()).await?);
         for blocks in self.some_blocks(by_block.as_ref()) {
             let lot = self.lot(&blocks, by_block.as_ref(), wanted).await?;
             let taken = self.taken_by(&blocks, others).await?;

@@ -102,6 +102,19 @@ impl Lifecycle {
         Ok(self.campaigns.put(driven))
     }
 
+    /// The campaign in a place, if it is driven here.
+    pub(super) async fn driven_at(&self, slot: u8) -> Option<Shared> {
+        for shared in self.campaigns.all() {
+            let held = shared.lock().await;
+            let is_it = held.driven.campaign.slot == slot && self.is_ours(&held.driven.campaign);
+            drop(held);
+            if is_it {
+                return Some(shared);
+            }
+        }
+        None
+    }
+
     fn is_ours(&self, campaign: &Campaign) -> bool {
         let now_ms = self.clock.unix_ms();
         campaign.driver == self.campaigns.node

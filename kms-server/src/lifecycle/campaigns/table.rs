@@ -7,7 +7,7 @@ use std::{
 
 use kms_core::{
     SystemTitle,
-    campaign::{CampaignId, driving::Driven},
+    campaign::{Campaign, CampaignId, driving::Driven},
 };
 
 /// A campaign that is driven here.
@@ -17,6 +17,15 @@ pub(in crate::lifecycle) struct Held {
     pub(super) driven: Driven,
     /// Members that a call prepares now, with their labels.
     pub(super) busy: BTreeMap<SystemTitle, u8>,
+    /// The last exposed member whose record was looked at.
+    pub(super) looked: Option<SystemTitle>,
+}
+
+impl Held {
+    /// One that nobody has begun to work on here.
+    pub(super) fn of(driven: Driven) -> Self {
+        Self { driven, busy: BTreeMap::new(), looked: None }
+    }
 }
 
 /// One at a time changes it.
@@ -29,12 +38,14 @@ pub(in crate::lifecycle) struct Campaigns {
     pub(super) node: String,
     /// A std lock: held for a look.
     held: Mutex<BTreeMap<CampaignId, Shared>>,
+    /// Those that were looked at and are driven elsewhere, or are over: as they were stored then. As many as are remembered.
+    seen: Mutex<BTreeMap<u8, Arc<Driven>>>,
 }
 
 impl Campaigns {
     /// For the node of this name.
     pub(in crate::lifecycle) fn of_node(node: String) -> Self {
-        Self { node, held: Mutex::default() }
+        Self { node, ..Self::default() }
     }
 
     fn held(&self) -> MutexGuard<'_, BTreeMap<CampaignId, Shared>> {
@@ -51,10 +62,22 @@ impl Campaigns {
         self.held().values().cloned().collect()
     }
 
+    /// One as it was looked at before, if it has not changed since.
+    pub(super) fn seen(&self, stored: &Campaign) -> Option<Arc<Driven>> {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(&stored.slot).filter(|it| it.campaign == *stored).cloned()
+    }
+
+    /// Remembers one that was looked at.
+    pub(super) fn note_seen(&self, driven: &Arc<Driven>) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.insert(driven.campaign.slot, Arc::clone(driven));
+    }
+
     /// Drives one; somebody else was first: that one.
     pub(super) fn put(&self, driven: Driven) -> Shared {
         let id = driven.campaign.id;
-        let held = Held { driven, busy: BTreeMap::new() };
+        let held = Held::of(driven);
         Arc::clone(self.held().entry(id).or_insert_with(|| Arc::new(tokio::sync::Mutex::new(held))))
     }
 

@@ -1,5 +1,7 @@
 //! What people see of campaigns, at any node.
 
+use std::sync::Arc;
+
 use crate::lifecycle::{error::LifecycleError, verbs::Lifecycle};
 use kms_core::{
     MeterId, MeterRecord, Record, SystemTitle,
@@ -171,7 +173,11 @@ impl Lifecycle {
                 return Ok(look(&held.driven, now_ms));
             }
         }
-        let driven = self.read_campaign(stored).await?;
+        let driven = match self.campaigns.seen(&stored) {
+            Some(seen) => seen,
+            None => Arc::new(self.read_campaign(stored).await?),
+        };
+        self.campaigns.note_seen(&driven);
         Ok(look(&driven, now_ms))
     }
 }
