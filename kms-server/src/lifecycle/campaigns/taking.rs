@@ -145,7 +145,7 @@ impl Lifecycle {
         })?;
         let (rows, why, policy, name) = {
             let mut held = shared.lock().await;
-            let Held { driven, busy } = &mut *held;
+            let Held { driven, busy, .. } = &mut *held;
             let slot = u64::from(driven.campaign.slot) << SLOT_SHIFT;
             let mut numbers = numbers.chunks_exact(8);
             let lease = || {
