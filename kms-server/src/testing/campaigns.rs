@@ -26,7 +26,7 @@ use crate::{
     ciphering::Named,
     lifecycle::{
         Lifecycle, LifecycleError, NewMeter, OpenedFrame, Reported, Selection, Sending, Started,
-        Starting, Taken, Work,
+        Starting, Taken, Wanted, Work,
     },
     transmitting::{Envelope, Plain, Transmitting, Whose},
 };
@@ -397,5 +397,32 @@ fn the_other_site_goes_on_with_a_campaign_and_with_its_leases() {
         let view = on.get_campaign("s").await.unwrap();
         assert_eq!(view.campaign.status, Status::Finished);
         driving.check_all(1).await;
+    });
+}
+
+#[test]
+fn of_two_campaigns_that_begin_at_one_time_no_meter_is_a_member_of_both() {
+    at_home(async |home| {
+        let site = Site::new(home).await;
+        let sending = site.transmitting(true, None);
+        fleet(&site, &sending, 12).await;
+        let on = &site.lifecycle;
+        let (one, other) = (starting("one", policy()), starting("other", policy()));
+        let (a, b) = tokio::join!(start(on, &one), start(on, &other));
+        assert!(a.is_ok() || b.is_ok(), "{a:?} {b:?}");
+        let mut seen = std::collections::BTreeSet::new();
+        for name in ["one", "other"] {
+            let wanted = Wanted { limit: 100, ..Wanted::default() };
+            match on.list_campaign_members(name, wanted).await {
+                Ok(page) => {
+                    for member in page.members {
+                        assert!(seen.insert(member.row.title), "{name}: {}", member.meter_id);
+                    }
+                }
+                // Refused as a whole.
+                Err(error) => assert_eq!(code(error), RefusalCode::NoSuchCampaign),
+            }
+        }
+        assert!(!seen.is_empty());
     });
 }

@@ -3,6 +3,7 @@
 //! people say, [`viewing`] what they see, [`keeping`] what goes on by itself.
 
 mod deciding;
+mod free;
 mod keeping;
 mod reporting;
 mod schedule;

@@ -166,7 +166,13 @@ impl Lifecycle {
         let by_part = self.by_part(campaign.slot, &rows);
         let parts = by_part.keys().map(|(block, name)| (*block, RecordKey::fact(name)));
         let own = (self.records.block_of_fact(&name), RecordKey::fact(&name));
-        let mut changes = self.writer.change_records(parts.chain([own])).await?;
+        let comes: Vec<&Row> =
+            rows.iter().filter(|row| held.driven.row(&row.title).is_none()).collect();
+        let others = if comes.is_empty() { Vec::new() } else { self.others(campaign.slot, &comes) };
+        let mut changes = self.writer.change_records(parts.chain([own]).chain(others)).await?;
+        if !comes.is_empty() {
+            self.check_free(&changes, campaign.slot, &comes)?;
+        }
         campaign.driver.clone_from(&self.campaigns.node);
         campaign.driver_epoch = self.counting.standing().epoch.0;
         campaign.driver_until_ms = self.clock.unix_ms().saturating_add(CLAIM_MS);
