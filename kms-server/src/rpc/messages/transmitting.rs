@@ -297,7 +297,7 @@ mod tests {
             Protecting { form: 4, ..default() },
             Protecting { protection: 9, ..default() },
             Protecting { security_suite: Some(3), ..default() },
-            Protecting { purpose: 4, ..default() },
+            Protecting { purpose: 6, ..default() },
         ] {
             assert!(with(wrong).is_err(), "{wrong:?}");
         }

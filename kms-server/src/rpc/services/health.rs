@@ -41,7 +41,7 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use kms_proto::v1::{
-        approvals_server, audit_server, ciphering_server, meters_server, nodes_server,
+        approvals_server, audit_server, ciphering_server, groups_server, meters_server, nodes_server,
         replication_server, rotation_server, site_server,
     };
 
@@ -52,6 +52,7 @@ mod tests {
             approvals_server::SERVICE_NAME,
             audit_server::SERVICE_NAME,
             ciphering_server::SERVICE_NAME,
+            groups_server::SERVICE_NAME,
             meters_server::SERVICE_NAME,
             nodes_server::SERVICE_NAME,
             replication_server::SERVICE_NAME,
