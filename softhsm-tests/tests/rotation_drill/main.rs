@@ -31,6 +31,8 @@ use sites::Sites;
 const LOSSES: Losses = Losses { lost: 50, doubled: 20, late: 20 };
 /// Steps that a meter of a fleet takes, about.
 const STEPS: u64 = 5;
+/// Of so many meters of a fleet one may bound its steps.
+const BOUNDED_EVERY: u64 = 10;
 /// Ids of one call that starts a campaign.
 const IDS: usize = 5_000;
 const LEASE_S: u32 = 20;
@@ -274,7 +276,12 @@ async fn a_fleet_over_lines_that_lose_with_kills_and_a_failover_stays_reachable(
     let of = |n: u64, chance: &mut Chance| {
         let drawn = all[chance.below(all.len() as u64) as usize];
         let counter = drawn.counter;
-        if n > 8 { drawn } else { Dialect { counter, ..Dialect::BY_THE_BOOK } }
+        // Those that bound their steps can't be sent to behind a failover: a few, for the counters that they refuse.
+        let largest_step = drawn.largest_step.filter(|_| n.is_multiple_of(BOUNDED_EVERY));
+        match n {
+            ..=8 => Dialect { counter, ..Dialect::BY_THE_BOOK },
+            _ => Dialect { largest_step, ..drawn },
+        }
     };
     let numbered: Vec<(u64, Dialect)> = (1..=meters).map(|n| (n, of(n, &mut chance))).collect();
     let kills = number("KILLS", 4);
