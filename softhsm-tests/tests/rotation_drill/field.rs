@@ -78,6 +78,13 @@ impl Device {
         }
     }
 
+    /// Whether its keys are those of the import, or came from the service on the wire.
+    pub(crate) fn holds_what_was_brought(&self) -> bool {
+        let keys = self.meter.keys(0).unwrap();
+        self.encryption.contains(&keys.unicast)
+            && self.authentication.contains(&keys.authentication)
+    }
+
     /// What is in a message, if it is under keys that are known.
     fn opened(&self, from: Title, frame: &Frame) -> Option<(Vec<u8>, Vec<u8>, Vec<u8>)> {
         self.encryption.iter().rev().find_map(|encryption| {

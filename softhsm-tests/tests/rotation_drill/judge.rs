@@ -79,6 +79,8 @@ impl Drill {
                 self.judge_one(*n, apdu.as_deref(), &mut judged).await;
             }
         }
+        let strange = all.iter().filter(|n| !self.field.devices[*n].holds_what_was_brought());
+        judged.wrong.extend(strange.map(|n| format!("{} has a key that nobody brought", id(*n))));
         let closed = self.pushes_open().await;
         judged.wrong.extend(closed);
         self.read_the_rest().await;
@@ -206,24 +208,40 @@ impl Drill {
         for pair in rotation.pairs {
             let sent = protect(self.sites.ciphering(), vec![(0, n, pair)]).await;
             let Some((_, _, apdu)) = sent.into_iter().next() else { continue };
-            if !matches!(self.ask(n, &apdu).await, Answered::Yes) {
-                continue;
+            match self.ask(n, &apdu).await {
+                Answered::Yes => {
+                    sleep(MOMENT).await;
+                    return self.prefer(n, pair).await;
+                }
+                // One counter for all its keys: before its own is above that, it says nothing of the pair.
+                Answered::Counter(expected, sent) if expected > sent => {
+                    self.prefer(n, pair).await;
+                    self.declare_above(n, expected - 1).await;
+                    let Some(apdu) = self.question(n).await else { continue };
+                    if matches!(self.ask(n, &apdu).await, Answered::Yes) {
+                        return true;
+                    }
+                }
+                Answered::Counter(..) | Answered::No => {}
             }
-            sleep(MOMENT).await;
-            let mut changed = false;
-            for (kind, version) in [
-                (KeyKind::Guek, pair.encryption_key_version),
-                (KeyKind::Gak, pair.authentication_key_version),
-            ] {
-                let place =
-                    Some(v1::KeyPlace { meter_id: id(n), kind: kind as i32, security_setup: 0 });
-                let request = v1::RollBackKeyRequest { place, version };
-                let done = within(self.sites.people().roll_back_key(request)).await;
-                changed |= done.is_ok_and(|it| it.changed);
-            }
-            return changed;
         }
         false
+    }
+
+    /// Has these versions preferred. Whether others were.
+    async fn prefer(&mut self, n: u64, pair: KeyPair) -> bool {
+        let mut changed = false;
+        for (kind, version) in [
+            (KeyKind::Guek, pair.encryption_key_version),
+            (KeyKind::Gak, pair.authentication_key_version),
+        ] {
+            let place =
+                Some(v1::KeyPlace { meter_id: id(n), kind: kind as i32, security_setup: 0 });
+            let request = v1::RollBackKeyRequest { place, version };
+            let done = within(self.sites.people().roll_back_key(request)).await;
+            changed |= done.is_ok_and(|it| it.changed);
+        }
+        changed
     }
 
     /// Each meter sends a push: those that do not open.
@@ -233,9 +251,15 @@ impl Drill {
         for lot in all.chunks(LOT) {
             let pushed: Vec<(u64, Vec<u8>)> =
                 lot.iter().map(|n| (*n, self.field.push(*n))).collect();
-            // What is pushed in plain shows nothing.
-            let ciphered: Vec<(u64, Vec<u8>)> =
-                pushed.into_iter().filter(|(_, push)| Frame::read(push).is_some()).collect();
+            // What is pushed in plain shows nothing, and neither does what has no tag and can't be asked about.
+            let ciphered: Vec<(u64, Vec<u8>)> = pushed
+                .into_iter()
+                .filter(|(n, push)| {
+                    let frame = Frame::read(push);
+                    let can_ask = self.field.devices[n].dialect.largest_step.is_none();
+                    frame.is_some_and(|frame| can_ask || frame.is_authenticated())
+                })
+                .collect();
             let named = |(n, push): &(u64, Vec<u8>)| {
                 Apdu::new(push.clone()).unwrap().of_system_title(title(*n))
             };

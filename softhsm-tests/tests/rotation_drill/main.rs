@@ -31,6 +31,8 @@ use sites::Sites;
 const LOSSES: Losses = Losses { lost: 50, doubled: 20, late: 20 };
 /// Steps that a meter of a fleet takes, about.
 const STEPS: u64 = 5;
+/// Of so many meters of a fleet one may bound its steps.
+const BOUNDED_EVERY: u64 = 10;
 /// Ids of one call that starts a campaign.
 const IDS: usize = 5_000;
 const LEASE_S: u32 = 20;
@@ -136,6 +138,16 @@ impl Drill {
         judged.declared += first.declared;
         judged.wrong.extend(first.wrong);
         judged
+    }
+
+    /// Whatever step was to be cut was cut, if it came: a meter may be through before.
+    fn assert_cut(&self, cases: &[u64]) {
+        let not_cut = cases.iter().filter(|n| !self.fates.struck.contains(n));
+        let (came, through): (Vec<&u64>, Vec<&u64>) =
+            not_cut.partition(|n| self.fates.of(**n).is_some_and(|it| self.fates.steps[n] > it.0));
+        println!("  {} of {} were through before their step", through.len(), cases.len());
+        assert!(came.is_empty(), "{came:?} went on without their cut");
+        assert!(through.len() * 5 < cases.len());
     }
 
     /// Members that failed, by what the meter was and what befell it.
@@ -245,14 +257,10 @@ async fn every_dialect_and_every_single_cut_leave_each_meter_reachable() {
         drill.work_off().await;
         println!("worked off after {} s: {:?}", began.elapsed().as_secs(), drill.counts().await);
         drill.print_failed().await;
+        drill.assert_cut(&all);
         let judged = drill.end().await;
         drill.told(&judged, began);
         assert_well(&drill, &judged, name == "failover");
-        let is_bounded = |n: &u64| drill.field.devices[n].dialect.largest_step.is_some();
-        let missed = |n: &u64| !drill.fates.struck.contains(n) && !is_bounded(n);
-        let missed = all.iter().filter(|n| missed(n)).count() as u64;
-        // Who gave up before, or whose step another one took, was not cut.
-        assert!(missed * 20 <= wanted, "{missed} of {wanted} were not cut");
     }
     assert!(drill.fates.befell.iter().all(|it| *it > 0), "{:?}", drill.fates.befell);
     assert!(drill.seen.cut_off > 0 && drill.seen.associations > 0, "{:?}", drill.seen);
@@ -268,7 +276,12 @@ async fn a_fleet_over_lines_that_lose_with_kills_and_a_failover_stays_reachable(
     let of = |n: u64, chance: &mut Chance| {
         let drawn = all[chance.below(all.len() as u64) as usize];
         let counter = drawn.counter;
-        if n > 8 { drawn } else { Dialect { counter, ..Dialect::BY_THE_BOOK } }
+        // Those that bound their steps can't be sent to behind a failover: a few, for the counters that they refuse.
+        let largest_step = drawn.largest_step.filter(|_| n.is_multiple_of(BOUNDED_EVERY));
+        match n {
+            ..=8 => Dialect { counter, ..Dialect::BY_THE_BOOK },
+            _ => Dialect { largest_step, ..drawn },
+        }
     };
     let numbered: Vec<(u64, Dialect)> = (1..=meters).map(|n| (n, of(n, &mut chance))).collect();
     let kills = number("KILLS", 4);
