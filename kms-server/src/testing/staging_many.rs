@@ -206,6 +206,9 @@ fn several_keys_of_one_meter_and_one_key_twice_are_staged_as_one_after_the_other
     });
 }
 
+/// get-request-normal of the clock's time.
+const CLOCK: &[u8] = b"\xC0\x01\xC1\x00\x08\x00\x00\x01\x00\x00\xFF\x02\x00";
+
 #[test]
 fn the_lines_of_keys_staged_together_begin_where_those_of_one_would() {
     at_home(async |home| {
@@ -221,7 +224,8 @@ fn the_lines_of_keys_staged_together_begin_where_those_of_one_would() {
         stage_all(&site.lifecycle, &wanted(1..=3, KeyKind::Guek)).await;
         stage(&site.lifecycle, 4, KeyKind::Guek).await;
         let probe = |n| Plain {
-            purpose: Purpose::KeyTransfer,
+            apdu: CLOCK,
+            purpose: Purpose::Probe,
             versions: (2, 1),
             ..super::transmitting::plain(n)
         };

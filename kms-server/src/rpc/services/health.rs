@@ -41,8 +41,8 @@ impl Health {
 #[cfg(test)]
 mod tests {
     use kms_proto::v1::{
-        approvals_server, audit_server, ciphering_server, groups_server, meters_server, nodes_server,
-        replication_server, rotation_server, site_server,
+        approvals_server, audit_server, ciphering_server, groups_server, meters_server,
+        nodes_server, replication_server, rotation_server, site_server,
     };
 
     #[test]
