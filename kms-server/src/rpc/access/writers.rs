@@ -4,7 +4,7 @@
 use kms_proto::v1::{Decision, EnrolPeerRequest, ResolveDivergenceRequest};
 use prost::Message as _;
 
-use super::verb::{Verb, of_groups};
+use super::verb::{Verb, of_campaigns, of_groups};
 use kms_core::enrolment::request::SignedRequest;
 
 impl Verb {
@@ -43,18 +43,21 @@ impl Verb {
             | Self::DestroyKey
             | Self::RestoreKey
             | Self::SetLegalHold
-            | Self::StartCampaign
-            | Self::PauseCampaign
-            | Self::ResumeCampaign
-            | Self::CancelCampaign
-            | Self::TakeWork
-            | Self::ReportWork
             | Self::BeginHls
             | Self::AnswerHlsChallenge
             | Self::VerifyHlsAnswer
             | Self::Protect
             | Self::ForgetRevocationList
             | Self::RotateBlockSecrets => true,
+            // Any site shows a campaign, as it is stored.
+            of_campaigns!() => !matches!(
+                self,
+                Self::GetCampaign
+                    | Self::ListCampaigns
+                    | Self::ListCampaignMembers
+                    | Self::WatchCampaign
+                    | Self::GetMeterRotation
+            ),
             of_groups!() => !matches!(self, Self::GetGroup | Self::ListGroups),
             Self::EnrolPeer | Self::ResolveDivergence => false,
             // Each site has site KEKs of its own.
@@ -63,8 +66,6 @@ impl Verb {
             Self::Promote | Self::Demote | Self::AdmitEpoch => false,
             Self::Decrypt | Self::DecryptBatch | Self::DecryptStream | Self::Triage => false,
             Self::VerifyMic | Self::VerifyMicBatch | Self::VerifyMicStream => false,
-            Self::GetCampaign | Self::ListCampaigns | Self::ListCampaignMembers => false,
-            Self::WatchCampaign | Self::GetMeterRotation => false,
             Self::GetMeter
             | Self::ListMeters
             | Self::GetImportKey
