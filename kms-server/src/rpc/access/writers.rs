@@ -22,6 +22,18 @@ impl Verb {
         }
     }
 
+    /// Of the calls about campaigns: any site shows them, as they are stored.
+    const fn shows_campaigns(self) -> bool {
+        matches!(
+            self,
+            Self::GetCampaign
+                | Self::ListCampaigns
+                | Self::ListCampaignMembers
+                | Self::WatchCampaign
+                | Self::GetMeterRotation
+        )
+    }
+
     /// Whether only a site that writes can carry the call out, whatever its request says.
     pub(crate) const fn is_of_the_writer(self) -> bool {
         match self {
@@ -49,15 +61,7 @@ impl Verb {
             | Self::Protect
             | Self::ForgetRevocationList
             | Self::RotateBlockSecrets => true,
-            // Any site shows a campaign, as it is stored.
-            of_campaigns!() => !matches!(
-                self,
-                Self::GetCampaign
-                    | Self::ListCampaigns
-                    | Self::ListCampaignMembers
-                    | Self::WatchCampaign
-                    | Self::GetMeterRotation
-            ),
+            of_campaigns!() => !self.shows_campaigns(),
             of_groups!() => !matches!(self, Self::GetGroup | Self::ListGroups),
             Self::EnrolPeer | Self::ResolveDivergence => false,
             // Each site has site KEKs of its own.
