@@ -161,20 +161,15 @@ impl CampaignPolicy {
 impl CampaignWindow {
     fn to_wire(self) -> v1::CampaignWindow {
         let Self { from_minute, to_minute, weekdays } = self;
-        v1::CampaignWindow {
-            from_minute: from_minute.into(),
-            to_minute: to_minute.into(),
-            weekdays: weekdays.into(),
-        }
+        let (from_minute, to_minute) = (from_minute.into(), to_minute.into());
+        v1::CampaignWindow { from_minute, to_minute, weekdays: weekdays.into() }
     }
 
     fn from_wire(wire: &v1::CampaignWindow) -> Result<Self, ProtocolError> {
         let v1::CampaignWindow { from_minute, to_minute, weekdays } = *wire;
-        Ok(Self {
-            from_minute: small("from_minute", from_minute)?,
-            to_minute: small("to_minute", to_minute)?,
-            weekdays: small("weekdays", weekdays)?,
-        })
+        let from_minute = small("from_minute", from_minute)?;
+        let to_minute = small("to_minute", to_minute)?;
+        Ok(Self { from_minute, to_minute, weekdays: small("weekdays", weekdays)? })
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is seen of campaigns, of their members, and of one meter.
 
+use bytes::Bytes;
 use dlms::SystemTitle;
 use futures_util::{Stream, stream};
 use kms_core::campaign::Status as CampaignStatus;
@@ -305,12 +306,8 @@ impl CampaignMember {
 impl KeyTried {
     fn from_wire(wire: v1::KeyTried) -> Result<Self, ProtocolError> {
         let v1::KeyTried { at_ms, pair, outcome, frame } = wire;
-        Ok(Self {
-            at_ms,
-            pair: KeyPair::from_wire(&there(pair, "pair")?)?,
-            outcome: numbered(outcome)?,
-            frame: hex::encode_upper(frame),
-        })
+        let pair = KeyPair::from_wire(&there(pair, "pair")?)?;
+        Ok(Self { at_ms, pair, outcome: numbered(outcome)?, frame: hex::encode_upper(frame) })
     }
 }
 
@@ -327,12 +324,22 @@ impl MeterRotation {
     }
 }
 
+type Listed = v1::ListCampaignMembersResponse;
+
+/// Where the next page begins, if there is one: further on than this one.
+fn next_after(next: Bytes, after: &[u8]) -> Result<Option<Bytes>, ProtocolError> {
+    if !next.is_empty() && next <= after {
+        return Err(ProtocolError::EndlessList(hex::encode_upper(after)));
+    }
+    Ok(Some(next).filter(|next| !next.is_empty()))
+}
+
 /// The place that a list of members has got to.
 struct Page {
     rotation: Rotation,
     which: MembersOf,
     /// The title behind which the next page begins; `None`: there is no next page.
-    next: Option<bytes::Bytes>,
+    next: Option<Bytes>,
     left: usize,
     members: std::vec::IntoIter<v1::CampaignMember>,
 }
@@ -346,7 +353,7 @@ pub(super) fn members(
         rotation,
         left: which.limit.unwrap_or(usize::MAX),
         which,
-        next: Some(bytes::Bytes::new()),
+        next: Some(Bytes::new()),
         members: Vec::new().into_iter(),
     };
     Box::pin(stream::try_unfold(start, Page::advance))
@@ -367,22 +374,23 @@ impl Page {
         }
     }
 
-    async fn fetch(&mut self, after: bytes::Bytes) -> Result<(), CallError> {
+    async fn fetch(&mut self, after: Bytes) -> Result<(), CallError> {
         let send = |link, request| async move {
             stubs::rotation(link).list_campaign_members(request).await
         };
         let (transport, request) = (self.rotation.transport(), self.request(after.clone()));
         let reply = transport.call(Errand::AtPrimary, request, send).await?;
-        let v1::ListCampaignMembersResponse { members, next } = reply;
-        if !next.is_empty() && next <= after {
-            return Err(ProtocolError::EndlessList(hex::encode_upper(after)).into());
-        }
-        self.next = Some(next).filter(|next| !next.is_empty());
+        Ok(self.turn_to(reply, &after)?)
+    }
+
+    fn turn_to(&mut self, reply: Listed, after: &[u8]) -> Result<(), ProtocolError> {
+        let Listed { members, next } = reply;
+        self.next = next_after(next, after)?;
         self.members = members.into_iter();
         Ok(())
     }
 
-    fn request(&self, after: bytes::Bytes) -> v1::ListCampaignMembersRequest {
+    fn request(&self, after: Bytes) -> v1::ListCampaignMembersRequest {
         let MembersOf { name, state, exposed, limit: _ } = &self.which;
         let (name, exposed) = (name.clone(), *exposed);
         let state = state.map_or(0, |state| state as i32);

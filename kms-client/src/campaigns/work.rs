@@ -118,21 +118,16 @@ impl std::fmt::Display for KeyPair {
 impl KeyPair {
     fn to_wire(self) -> v1::KeyPair {
         let Self { encryption_key_version, authentication_key_version } = self;
-        v1::KeyPair {
-            encryption_key_version: encryption_key_version.into(),
-            authentication_key_version: authentication_key_version.into(),
-        }
+        let encryption_key_version = encryption_key_version.into();
+        let authentication_key_version = authentication_key_version.into();
+        v1::KeyPair { encryption_key_version, authentication_key_version }
     }
 
     pub(super) fn from_wire(wire: &v1::KeyPair) -> Result<Self, ProtocolError> {
         let v1::KeyPair { encryption_key_version, authentication_key_version } = *wire;
-        Ok(Self {
-            encryption_key_version: small("encryption_key_version", encryption_key_version)?,
-            authentication_key_version: small(
-                "authentication_key_version",
-                authentication_key_version,
-            )?,
-        })
+        let encryption = small("encryption_key_version", encryption_key_version)?;
+        let authentication = small("authentication_key_version", authentication_key_version)?;
+        Ok(Self { encryption_key_version: encryption, authentication_key_version: authentication })
     }
 }
 
@@ -179,12 +174,7 @@ impl WorkReport {
 impl WorkVerdict {
     pub(super) fn from_wire(wire: v1::WorkVerdict) -> Result<Self, ProtocolError> {
         let v1::WorkVerdict { meter_id, state, next, code, reason } = wire;
-        Ok(Self {
-            meter_id,
-            state: optional(state)?,
-            next: next.map(Work::from_wire).transpose()?,
-            code: said(code),
-            reason: said(reason),
-        })
+        let (state, next) = (optional(state)?, next.map(Work::from_wire).transpose()?);
+        Ok(Self { meter_id, state, next, code: said(code), reason: said(reason) })
     }
 }

@@ -154,11 +154,7 @@ impl Policy {
             out.extend_from_slice(&span.to_be_bytes());
         }
         out.push(u8::try_from(windows.len()).unwrap_or(u8::MAX));
-        for Window { from_minute, to_minute, weekdays } in windows {
-            out.extend_from_slice(&from_minute.to_be_bytes());
-            out.extend_from_slice(&to_minute.to_be_bytes());
-            out.push(*weekdays);
-        }
+        windows.iter().for_each(|window| window.put(out));
     }
 
     fn take(input: &mut Reader<'_>) -> Result<Self, BadEncoding> {
@@ -172,11 +168,8 @@ impl Policy {
         let (canaries, error_budget_permille) = (input.u32()?, input.u32()?);
         let [tries_max, hls_failures_max] = input.array()?;
         let (retry_ms, lease_ms, hls_lock_ms) = (input.u64()?, input.u64()?, input.u64()?);
-        let window = |input: &mut Reader<'_>| {
-            let (from_minute, to_minute) = (input.u16()?, input.u16()?);
-            Ok(Window { from_minute, to_minute, weekdays: input.u8()? })
-        };
-        let windows = (0..input.u8()?).map(|_| window(input)).collect::<Result<Vec<_>, _>>()?;
+        let windows = (0..input.u8()?).map(|_| Window::take(input));
+        let windows = windows.collect::<Result<Vec<_>, _>>()?;
         Ok(Self {
             kinds,
             setup: SecuritySetup(setup),
@@ -193,6 +186,46 @@ impl Policy {
             hls_failures_max,
             hls_lock_ms,
         })
+    }
+}
+
+impl Window {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { from_minute, to_minute, weekdays } = self;
+        out.extend_from_slice(&from_minute.to_be_bytes());
+        out.extend_from_slice(&to_minute.to_be_bytes());
+        out.push(*weekdays);
+    }
+
+    fn take(input: &mut Reader<'_>) -> Result<Self, BadEncoding> {
+        let (from_minute, to_minute) = (input.u16()?, input.u16()?);
+        Ok(Self { from_minute, to_minute, weekdays: input.u8()? })
+    }
+}
+
+fn put_pair(out: &mut Vec<u8>, pair: &Pair) {
+    out.extend_from_slice(&pair.encryption.to_be_bytes());
+    out.extend_from_slice(&pair.authentication.unwrap_or_default().to_be_bytes());
+}
+
+fn take_pair(input: &mut Reader<'_>) -> Result<Pair, BadEncoding> {
+    let (encryption, authentication) = (input.u16()?, input.u16()?);
+    Ok(Pair { encryption, authentication: Some(authentication).filter(|it| *it > 0) })
+}
+
+impl Tried {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { at_ms, pair, outcome, frame } = self;
+        out.extend_from_slice(&at_ms.to_be_bytes());
+        put_pair(out, pair);
+        out.push(outcome.number());
+        put_bytes(out, frame);
+    }
+
+    fn take(input: &mut Reader<'_>) -> Result<Self, BadEncoding> {
+        let (at_ms, pair) = (input.u64()?, take_pair(input)?);
+        let outcome = numbered(input.u8()?)?;
+        Ok(Self { at_ms, pair, outcome, frame: input.bytes()?.to_vec() })
     }
 }
 
@@ -286,13 +319,7 @@ impl Row {
         out.extend_from_slice(&until_ms.to_be_bytes());
         targets.iter().for_each(|version| out.extend_from_slice(&version.to_be_bytes()));
         out.push(u8::try_from(tried.len()).unwrap_or(u8::MAX));
-        for Tried { at_ms, pair, outcome, frame } in tried {
-            out.extend_from_slice(&at_ms.to_be_bytes());
-            out.extend_from_slice(&pair.encryption.to_be_bytes());
-            out.extend_from_slice(&pair.authentication.unwrap_or_default().to_be_bytes());
-            out.push(outcome.number());
-            put_bytes(out, frame);
-        }
+        tried.iter().for_each(|tried| tried.put(out));
     }
 
     fn take(input: &mut Reader<'_>) -> Result<Self, BadEncoding> {
@@ -306,14 +333,6 @@ impl Row {
         for target in &mut targets {
             *target = input.u16()?;
         }
-        let tried = |input: &mut Reader<'_>| {
-            let at_ms = input.u64()?;
-            let (encryption, authentication) = (input.u16()?, input.u16()?);
-            let pair =
-                Pair { encryption, authentication: Some(authentication).filter(|it| *it > 0) };
-            let outcome = numbered(input.u8()?)?;
-            Ok(Tried { at_ms, pair, outcome, frame: input.bytes()?.to_vec() })
-        };
         let row = Self {
             title,
             label,
@@ -331,7 +350,9 @@ impl Row {
             targets,
             last: (last > 0).then(|| numbered(last)).transpose()?,
             refused: (refused > 0).then(|| numbered(refused)).transpose()?,
-            tried: (0..input.u8()?).map(|_| tried(input)).collect::<Result<_, BadEncoding>>()?,
+            tried: (0..input.u8()?)
+                .map(|_| Tried::take(input))
+                .collect::<Result<_, BadEncoding>>()?,
         };
         if row.fits().is_ok() { Ok(row) } else { Err(BadEncoding) }
     }

@@ -13,6 +13,9 @@ use super::{
 /// Pairs that are tried on what a meter sends, at most.
 const PAIRS_MAX: usize = 16;
 
+/// What is to be done, and the pairs for it.
+pub type Next = (Action, Vec<Pair>);
+
 /// Where a member's meter stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -39,8 +42,7 @@ pub fn step(meter: &MeterRecord, policy: &Policy, row: &Row) -> Step {
             return Step::Stage(at);
         };
         if key.state == KeyState::PreActive {
-            let sent = key.life.transfer.as_ref().is_some_and(|it| it.sent_ms.is_some());
-            return Step::Transfer { at, version: target, sent };
+            return Step::Transfer { at, version: target, sent: was_sent(key) };
         }
         // One that was withdrawn before the meter showed it is no key of the meter's.
         if key.state != KeyState::Active && !was_active(key) {
@@ -72,30 +74,30 @@ pub fn pairs(meter: &MeterRecord, setup: SecuritySetup) -> Vec<Pair> {
 
 /// Versions that carry, the likeliest first.
 fn likely(meter: &MeterRecord, place: Place) -> Vec<u16> {
-    let sent = |key: &KeyRecord| key.life.transfer.as_ref().is_some_and(|it| it.sent_ms.is_some());
     let preferred = place.carries(meter).map(|key| key.version);
     let carrying = place
         .versions(meter)
-        .filter(|key| key.state.may_carry() && (key.state != KeyState::PreActive || sent(key)));
+        .filter(|key| key.state.may_carry() && (key.state != KeyState::PreActive || was_sent(key)));
     let mut all: Vec<&KeyRecord> = carrying.collect();
-    all.sort_by_key(|key| {
-        let class = match key.state {
-            KeyState::PreActive => 0,
-            _ if Some(key.version) == preferred => 1,
-            _ => 2,
-        };
-        (class, std::cmp::Reverse(key.version))
-    });
+    all.sort_by_key(|key| (class_of(key, preferred), std::cmp::Reverse(key.version)));
     all.into_iter().map(|key| key.version).collect()
 }
 
+/// 0: the likeliest.
+fn class_of(key: &KeyRecord, preferred: Option<u16>) -> u8 {
+    match key.state {
+        KeyState::PreActive => 0,
+        _ if Some(key.version) == preferred => 1,
+        _ => 2,
+    }
+}
+
+fn was_sent(key: &KeyRecord) -> bool {
+    key.life.transfer.as_ref().is_some_and(|it| it.sent_ms.is_some())
+}
+
 /// What is to be done with a member next, and on which pairs. `holds`: the pair that its meter has answered under just now.
-pub fn work(
-    meter: &MeterRecord,
-    policy: &Policy,
-    row: &Row,
-    holds: Option<Pair>,
-) -> (Action, Vec<Pair>) {
+pub fn work(meter: &MeterRecord, policy: &Policy, row: &Row, holds: Option<Pair>) -> Next {
     let setup = policy.carrier.setup;
     let all = pairs(meter, setup);
     match step(meter, policy, row) {
@@ -149,19 +151,9 @@ pub fn report(
     row: &mut Row,
     heard: &Heard,
     now_ms: u64,
-) -> (Action, Vec<Pair>) {
-    let was = row.doing;
-    row.last = Some(heard.outcome);
-    row.unreachable = heard.outcome == Outcome::Unreachable;
-    let tried = |pair: &Pair, outcome, frame: &[u8]| Tried {
-        at_ms: now_ms,
-        pair: *pair,
-        outcome,
-        frame: frame.iter().take(FRAME_MAX).copied().collect(),
-    };
-    let vain = heard.in_vain.iter().map(|pair| tried(pair, heard.outcome, &[]));
-    let opened = heard.opened.iter().map(|pair| tried(pair, Outcome::Answered, &heard.frame));
-    row.note_tried(vain.chain(opened).collect::<Vec<_>>());
+) -> Next {
+    let answer = Answer { heard, was: row.doing, seen: heard.opened.last().copied() };
+    note(row, heard, now_ms);
     stand(meter, policy, row);
     if row.phase.is_over() {
         return give_back(row, now_ms);
@@ -176,18 +168,16 @@ pub fn report(
         Outcome::Restarted => row.restarted = true,
         Outcome::Answered | Outcome::NoAnswer | Outcome::NotAuthenticated | Outcome::Refused => {}
     }
-    let seen = heard.opened.last().copied();
     if row.phase == Phase::Proved {
-        return after_restart(meter, policy, row, (heard, seen), now_ms);
+        return after_restart(meter, policy, row, answer, now_ms);
     }
-    row.probed = match seen {
+    row.probed = match answer.seen {
         Some(_) => 0,
         None => row.probed.saturating_add(heard.in_vain.len() as u8), // A lease's, fewer than 255.
     };
-    let holds = seen.filter(|_| was == Action::Probe);
     // What was given back above was not sent.
-    row.tried_since |= was == Action::Transfer;
-    if let Some(wait_ms) = failed(meter, policy, row, (heard, was, holds)) {
+    row.tried_since |= answer.was == Action::Transfer;
+    if let Some(wait_ms) = failed(meter, policy, row, answer) {
         row.failures = row.failures.saturating_add(1);
         if row.failures >= policy.tries_max {
             row.phase = Phase::Failed;
@@ -197,31 +187,69 @@ pub fn report(
             return give_back(row, now_ms.saturating_add(wait_ms));
         }
     }
-    row.tried_since &= holds.is_none();
-    if heard.end || (was == Action::Probe && seen.is_none() && heard.outcome != Outcome::GivenBack)
-    {
-        let wait_ms = if heard.outcome == Outcome::NotAuthenticated {
-            policy.hls_lock_ms
-        } else {
-            policy.retry_ms
-        };
-        return give_back(row, if heard.end { now_ms } else { now_ms.saturating_add(wait_ms) });
+    row.tried_since &= answer.holds().is_none();
+    if heard.end || answer.is_vain_probe() {
+        let wait_ms = if heard.end { 0 } else { wait_after(heard.outcome, policy) };
+        return give_back(row, now_ms.saturating_add(wait_ms));
     }
+    go_on(meter, policy, row, answer.holds())
+}
+
+/// What was heard, and after what.
+#[derive(Clone, Copy)]
+struct Answer<'h> {
+    heard: &'h Heard,
+    /// What was to be done.
+    was: Action,
+    /// The pair under which the meter answered last.
+    seen: Option<Pair>,
+}
+
+impl Answer<'_> {
+    /// The pair that its meter holds, by its answer to a probe.
+    fn holds(&self) -> Option<Pair> {
+        self.seen.filter(|_| self.was == Action::Probe)
+    }
+
+    fn is_vain_probe(&self) -> bool {
+        let is_given_back = self.heard.outcome == Outcome::GivenBack;
+        self.was == Action::Probe && self.seen.is_none() && !is_given_back
+    }
+}
+
+/// Notes in the row what was heard, and which pairs were tried.
+fn note(row: &mut Row, heard: &Heard, now_ms: u64) {
+    row.last = Some(heard.outcome);
+    row.unreachable = heard.outcome == Outcome::Unreachable;
+    let vain = heard.in_vain.iter().map(|pair| tried(*pair, heard.outcome, &[], now_ms));
+    let opened = heard.opened.iter();
+    let opened = opened.map(|pair| tried(*pair, Outcome::Answered, &heard.frame, now_ms));
+    row.note_tried(vain.chain(opened));
+}
+
+fn tried(pair: Pair, outcome: Outcome, frame: &[u8], at_ms: u64) -> Tried {
+    let frame = frame.iter().take(FRAME_MAX).copied().collect();
+    Tried { at_ms, pair, outcome, frame }
+}
+
+/// Before a meter is probed again.
+fn wait_after(outcome: Outcome, policy: &Policy) -> u64 {
+    let may_be_locked = outcome == Outcome::NotAuthenticated;
+    if may_be_locked { policy.hls_lock_ms } else { policy.retry_ms }
+}
+
+/// The next thing under the same lease.
+fn go_on(meter: &MeterRecord, policy: &Policy, row: &mut Row, holds: Option<Pair>) -> Next {
     let (doing, pairs) = work(meter, policy, row, holds);
     row.doing = doing;
     (doing, pairs)
 }
 
 /// Whether this was a try in vain, and how long the next one waits; 0: it goes on under the same lease.
-fn failed(
-    meter: &MeterRecord,
-    policy: &Policy,
-    row: &Row,
-    (heard, was, holds): (&Heard, Action, Option<Pair>),
-) -> Option<u64> {
-    match (was, heard.outcome) {
+fn failed(meter: &MeterRecord, policy: &Policy, row: &Row, answer: Answer<'_>) -> Option<u64> {
+    match (answer.was, answer.heard.outcome) {
         // It answers under what it had before: the transfer did not take, if there was one since it was last asked.
-        (Action::Probe, _) if holds.is_some() => {
+        (Action::Probe, _) if answer.seen.is_some() => {
             let is_old = matches!(step(meter, policy, row), Step::Transfer { sent: true, .. });
             (is_old && row.tried_since).then_some(0)
         }
@@ -245,31 +273,19 @@ fn after_restart(
     meter: &MeterRecord,
     policy: &Policy,
     row: &mut Row,
-    (heard, seen): (&Heard, Option<Pair>),
+    answer: Answer<'_>,
     now_ms: u64,
-) -> (Action, Vec<Pair>) {
-    let is_new = |pair: Pair| {
-        let version = |kind| match kind {
-            KeyKind::Guek => Some(pair.encryption),
-            _ => pair.authentication,
-        };
-        let mut kinds = policy.kinds.iter().zip(&row.targets);
-        kinds.all(|(kind, target)| version(*kind) == Some(*target))
-    };
-    match seen.filter(|_| row.restarted) {
-        Some(pair) if is_new(pair) => {
-            row.phase = Phase::Done;
-            give_back(row, now_ms)
-        }
-        Some(_) => {
-            row.phase = Phase::Failed;
+) -> Next {
+    let heard = answer.heard;
+    match answer.seen.filter(|_| row.restarted) {
+        Some(pair) => {
+            let is_new = is_new(pair, policy, row);
+            row.phase = if is_new { Phase::Done } else { Phase::Failed };
             give_back(row, now_ms)
         }
         // It comes up again, or has not been restarted yet.
         None if row.restarted && heard.outcome == Outcome::Restarted && !heard.end => {
-            let (doing, pairs) = work(meter, policy, row, None);
-            row.doing = doing;
-            (doing, pairs)
+            go_on(meter, policy, row, None)
         }
         None if heard.outcome == Outcome::Answered && !heard.end && !row.restarted => {
             row.doing = Action::Restart;
@@ -279,7 +295,20 @@ fn after_restart(
     }
 }
 
-fn give_back(row: &mut Row, again_ms: u64) -> (Action, Vec<Pair>) {
+/// Whether this pair is all of what the campaign brings.
+fn is_new(pair: Pair, policy: &Policy, row: &Row) -> bool {
+    let mut kinds = policy.kinds.iter().zip(&row.targets);
+    kinds.all(|(kind, target)| version_in(pair, *kind) == Some(*target))
+}
+
+fn version_in(pair: Pair, kind: KeyKind) -> Option<u16> {
+    match kind {
+        KeyKind::Guek => Some(pair.encryption),
+        _ => pair.authentication,
+    }
+}
+
+fn give_back(row: &mut Row, again_ms: u64) -> Next {
     row.lease = 0;
     row.doing = Action::Nothing;
     row.until_ms = again_ms;
@@ -294,7 +323,15 @@ pub fn stand(meter: &MeterRecord, policy: &Policy, row: &mut Row) -> bool {
         Step::Transfer { sent, .. } => sent,
         Step::Stage(_) | Step::Proved => false,
     };
-    let phase = match step {
+    let phase = phase_at(step, row);
+    if !keeps(row, step, phase) {
+        row.phase = phase;
+    }
+    (row.phase, row.sent) != before
+}
+
+fn phase_at(step: Step, row: &Row) -> Phase {
+    match step {
         Step::Proved if row.canary && row.phase != Phase::Done => Phase::Proved,
         Step::Proved => Phase::Done,
         Step::Transfer { sent: true, .. } => Phase::Sent,
@@ -302,15 +339,14 @@ pub fn stand(meter: &MeterRecord, policy: &Policy, row: &mut Row) -> bool {
         // The first of its keys is not there yet; or the next one is not.
         Step::Stage(0) => Phase::Waiting,
         Step::Stage(_) => Phase::Staged,
-    };
-    let keeps = match row.phase {
+    }
+}
+
+fn keeps(row: &Row, step: Step, phase: Phase) -> bool {
+    match row.phase {
         // What has fallen back is failed, whatever it has shown before.
         Phase::Failed => step != Step::Proved || row.restarted,
         Phase::Skipped | Phase::Left => phase != Phase::Done && !row.sent,
         _ => false,
-    };
-    if !keeps {
-        row.phase = phase;
     }
-    (row.phase, row.sent) != before
 }

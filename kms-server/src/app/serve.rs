@@ -93,18 +93,21 @@ fn leave_no_core() -> Result<(), Fault> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(fault)
 }
 
+/// No clock of before 1970; and nobody else has the database, before anything is changed in it.
+fn may_begin(config: &Config) -> Result<(), Fault> {
+    if SystemClock::is_before_1970() {
+        return Err(Fault::Away(BEFORE_1970.into()));
+    }
+    alone_over(&config.store)?.into_iter().for_each(Alone::for_good);
+    Ok(())
+}
+
 /// Builds what serves from the ground up, and serves.
 async fn run(config: Config, log: Log) -> Result<(), Fault> {
     // First of all: who sees us listen may send a signal, and without a handler any of them kills.
     let mut signals = Signals::install().map_err(|error| Fault::Runtime(error.into()))?;
-    if SystemClock::is_before_1970() {
-        return Err(Fault::Away(BEFORE_1970.into()));
-    }
+    may_begin(&config)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    // Before anything is changed in it.
-    if let Some(alone) = alone_over(&config.store)? {
-        alone.for_good();
-    }
     let store = open_store(&config, false).await?;
     let (domain, canaries) = named_in(store.as_ref()).await?;
     check_place(&config, &domain, store.as_ref()).await?;

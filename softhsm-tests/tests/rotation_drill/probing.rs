@@ -22,6 +22,13 @@ use super::{
     head_end::{Act, Drill, within},
 };
 
+/// Associations that were begun, each with the meter's challenge.
+type Opens = Vec<(Open, Bytes)>;
+/// Associations, each with what the meter answered in it.
+type Exchanges = Vec<(Bytes, Bytes)>;
+/// How it went, by the place of what was asked for.
+type TriedOn = Vec<(usize, Tried)>;
+
 const AT_ONCE: usize = 16;
 const GET: Request = Request::Get { id: 0xc1, at: CLOCK };
 const LOCKED_S: u64 = 600;
@@ -164,11 +171,7 @@ impl Drill {
     }
 
     /// Passes 1 and 2.
-    fn ask_for(
-        &mut self,
-        open: Open,
-        (opens, tried): (&mut Vec<(Open, Bytes)>, &mut Vec<(usize, Tried)>),
-    ) {
+    fn ask_for(&mut self, open: Open, (opens, tried): (&mut Opens, &mut TriedOn)) {
         let (at, n) = (open.wanted.at, open.wanted.n);
         let aarq = Opening {
             ciphered: true,
@@ -197,7 +200,7 @@ impl Drill {
         &mut self,
         open: Open,
         apdu: &[u8],
-        (heard, tried): (&mut Vec<(Bytes, Bytes)>, &mut Vec<(usize, Tried)>),
+        (heard, tried): (&mut Exchanges, &mut TriedOn),
     ) {
         let Wanted { at, n, cut, .. } = open.wanted;
         let back = self.field.exchange(n, (BY_HLS, apdu), cut);

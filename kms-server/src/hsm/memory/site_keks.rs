@@ -11,6 +11,8 @@ use super::{
 };
 use crate::hsm::{SiteKeks, TokenError};
 
+type Answer<T> = Result<T, TokenError>;
+
 const USE: &str = "use a site KEK";
 
 impl SiteKeks for MemoryToken {
@@ -23,21 +25,11 @@ impl SiteKeks for MemoryToken {
         self.in_use().clone()
     }
 
-    fn seal_under(
-        &self,
-        kek: &KekId,
-        place: &[u8],
-        secret: &BlockSecret,
-    ) -> Result<Vec<u8>, TokenError> {
+    fn seal_under(&self, kek: &KekId, place: &[u8], secret: &BlockSecret) -> Answer<Vec<u8>> {
         self.seal_with(&self.used(kek)?, place, secret)
     }
 
-    fn open_under(
-        &self,
-        kek: &KekId,
-        place: &[u8],
-        sealed: &[u8],
-    ) -> Result<BlockSecret, TokenError> {
+    fn open_under(&self, kek: &KekId, place: &[u8], sealed: &[u8]) -> Answer<BlockSecret> {
         self.open_with(&self.used(kek)?, place, sealed)
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{
     storing::News,
     table::{Held, Shared},
-    taking::{Work, bringing, put_off, slot_of},
+    taking::{Under, Work, put_off, slot_of},
 };
 use crate::lifecycle::{error::LifecycleError, refusal::refusal, verbs::Lifecycle};
 use dlms::class64::action_result;
@@ -13,7 +13,7 @@ use kms_core::{
     MeterId, MeterRecord, RefusalCode, SystemTitle, TransferResult,
     audit::AuditedCall,
     campaign::{
-        Part, Status,
+        Campaign, Part, Status,
         policy::Policy,
         row::{Action, Outcome, Phase, Row},
         stepping::{Heard, Step, report, step, work},
@@ -66,6 +66,30 @@ pub struct WorkVerdict {
     pub outcome: Result<Work, LifecycleError>,
 }
 
+type Judged = Result<Work, LifecycleError>;
+
+impl WorkVerdict {
+    fn of((report, judged): (Reported, Option<Judged>)) -> Self {
+        let outcome = judged.unwrap_or_else(|| Err(lease_over()));
+        Self { meter_id: report.meter_id, outcome }
+    }
+}
+
+fn say(verdicts: &mut [Option<Judged>], at: usize, judged: Judged) {
+    if let Some(verdict) = verdicts.get_mut(at) {
+        *verdict = Some(judged);
+    }
+}
+
+/// The places of reports, by their campaigns' places.
+fn by_slot(reports: &[Reported]) -> BTreeMap<u8, Vec<usize>> {
+    let mut by_slot: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
+    for (at, report) in reports.iter().enumerate() {
+        by_slot.entry(slot_of(report.lease)).or_default().push(at);
+    }
+    by_slot
+}
+
 /// A report of a member that is under its lease.
 struct Known {
     at: usize,
@@ -81,35 +105,21 @@ impl Lifecycle {
     ) -> Result<Vec<WorkVerdict>, LifecycleError> {
         self.check_writes()?;
         self.take_opened(&reports).await?;
-        let mut verdicts: Vec<Option<Result<Work, LifecycleError>>> = Vec::new();
+        let mut verdicts: Vec<Option<Judged>> = Vec::new();
         verdicts.resize_with(reports.len(), || None);
-        let mut by_slot: BTreeMap<u8, Vec<usize>> = BTreeMap::new();
-        for (at, report) in reports.iter().enumerate() {
-            by_slot.entry(slot_of(report.lease)).or_default().push(at);
-        }
-        for (slot, some) in by_slot {
+        for (slot, some) in by_slot(&reports) {
             let shared = self.drive_at(slot).await;
             match shared {
                 Ok(shared) => {
                     self.report_of(call, &shared, (&reports, &some), &mut verdicts).await?
                 }
                 Err(error @ LifecycleError::Refused(_)) => {
-                    for at in some {
-                        if let Some(verdict) = verdicts.get_mut(at) {
-                            *verdict = Some(Err(same(&error)));
-                        }
-                    }
+                    some.iter().for_each(|at| say(&mut verdicts, *at, Err(same(&error))));
                 }
                 Err(error) => return Err(error),
             }
         }
-        let both = reports.into_iter().zip(verdicts);
-        Ok(both
-            .map(|(report, verdict)| WorkVerdict {
-                meter_id: report.meter_id,
-                outcome: verdict.unwrap_or_else(|| Err(lease_over())),
-            })
-            .collect())
+        Ok(reports.into_iter().zip(verdicts).map(WorkVerdict::of).collect())
     }
 
     /// Refused unless this meter is under this lease; 0: nobody says so.
@@ -123,23 +133,27 @@ impl Lifecycle {
         }
         let now_ms = self.clock.unix_ms();
         if let Some(shared) = self.driven_at(slot_of(lease)).await {
-            let holds = shared.lock().await.driven.holds(title, lease, now_ms);
-            return if holds { Ok(()) } else { Err(lease_over()) };
+            return held_or_over(shared.lock().await.driven.holds(title, lease, now_ms));
         }
         let name = FactName::of_campaign(slot_of(lease));
         let Some(Fact::Campaign(stored)) = self.records.fact(&name).await? else {
             return Err(lease_over());
         };
+        let row = self.stored_row(&stored, title).await?;
+        held_or_over(row.is_some_and(|row| row.lease == lease && row.is_leased(now_ms)))
+    }
+
+    async fn stored_row(
+        &self,
+        of: &Campaign,
+        title: &SystemTitle,
+    ) -> Result<Option<Row>, LifecycleError> {
         let (block, blocks) = (self.records.block_of(title), self.records.blocks());
-        let part = FactName::of_campaign_part((block, blocks), stored.slot, Part::chunk_of(title));
-        let row = match self.records.fact(&part).await? {
-            Some(Fact::CampaignPart(part)) if part.campaign == stored.id => {
-                part.row(title).cloned()
-            }
+        let part = FactName::of_campaign_part((block, blocks), of.slot, Part::chunk_of(title));
+        Ok(match self.records.fact(&part).await? {
+            Some(Fact::CampaignPart(part)) if part.campaign == of.id => part.row(title).cloned(),
             _ => None,
-        };
-        let holds = row.is_some_and(|row| row.lease == lease && row.is_leased(now_ms));
-        if holds { Ok(()) } else { Err(lease_over()) }
+        })
     }
 
     /// The campaign of a lease's place, to be driven here.
@@ -169,7 +183,7 @@ impl Lifecycle {
         call: &AuditedCall,
         shared: &Shared,
         (reports, some): (&[Reported], &[usize]),
-        verdicts: &mut [Option<Result<Work, LifecycleError>>],
+        verdicts: &mut [Option<Judged>],
     ) -> Result<(), LifecycleError> {
         let now_ms = self.clock.unix_ms();
         let (known, policy, name) = {
@@ -182,11 +196,7 @@ impl Lifecycle {
                     Some(row) if held.driven.holds(&title, report.lease, now_ms) => {
                         known.push(Known { at: *at, row: row.clone() });
                     }
-                    _ => {
-                        if let Some(verdict) = verdicts.get_mut(*at) {
-                            *verdict = Some(Err(lease_over()));
-                        }
-                    }
+                    _ => say(verdicts, *at, Err(lease_over())),
                 }
             }
             let campaign = &held.driven.campaign;
@@ -195,18 +205,14 @@ impl Lifecycle {
         let mut judged = Vec::new();
         for Known { at, row } in known {
             let Some(report) = reports.get(at) else { continue };
-            let judged_one = self.judge_report(call, (report, row), (&policy, &name)).await;
-            judged.push((at, judged_one));
+            let under = Under { policy: &policy, name: &name };
+            judged.push((at, self.judge_report(call, (report, row), under).await));
         }
         let mut held = shared.lock().await;
         let rows: Vec<Row> =
             judged.iter().filter_map(|(_, it)| it.as_ref().ok().map(|it| it.row.clone())).collect();
         self.store_rows(call, &mut held, rows).await?;
-        for (at, judged) in judged {
-            if let Some(verdict) = verdicts.get_mut(at) {
-                *verdict = Some(judged);
-            }
-        }
+        judged.into_iter().for_each(|(at, judged)| say(verdicts, at, judged));
         Ok(())
     }
 
@@ -262,9 +268,9 @@ impl Lifecycle {
         &self,
         call: &AuditedCall,
         (reported, mut row): (&Reported, Row),
-        (policy, name): (&Policy, &str),
+        under: Under<'_>,
     ) -> Result<Work, LifecycleError> {
-        let now_ms = self.clock.unix_ms();
+        let (now_ms, policy) = (self.clock.unix_ms(), under.policy);
         let mut meter = self.get_by_title(&row.title).await?.record;
         if row.doing == Action::Transfer
             && let Some(changed) = self.hint(call, (&meter, &row), policy, reported).await?
@@ -277,8 +283,7 @@ impl Lifecycle {
         if row.lease != 0
             && let Step::Stage(at) = step(&meter, policy, &row)
         {
-            let (changed, refused) =
-                self.stage_for(call, (meter, &mut row), (policy, name), at).await;
+            let (changed, refused) = self.stage_for(call, (meter, &mut row), under, at).await;
             meter = changed;
             match refused {
                 Some(error) => {
@@ -293,9 +298,7 @@ impl Lifecycle {
                 }
             }
         }
-        let bringing = bringing(&meter, policy, &row);
-        let (title, meter_id, policy) = (row.title, meter.meter_id, policy.clone());
-        Ok(Work { meter_id, title, row, action, bringing, pairs, policy })
+        Ok(Work::of(meter, row, policy, (action, pairs)))
     }
 
     /// What the meter answered to the transfer, if that is worth a note: it proves keys that nothing else does.
@@ -310,29 +313,27 @@ impl Lifecycle {
             return Ok(None);
         };
         let Some(place) = policy.places().nth(at) else { return Ok(None) };
-        let result = match reported.opened.iter().find_map(|it| action_result(&it.plaintext)) {
-            Some((_, 0)) => TransferResult::Success,
-            Some(_) => TransferResult::Refused,
-            None => TransferResult::NoAnswer,
-        };
-        let is_worth = self.is_worth(meter, place, version, result);
-        if !is_worth {
+        let result = answered(reported);
+        if !is_worth(meter, place, version, result) {
             return Ok(None);
         }
         let stepped = self.confirm_key(call, &meter.meter_id, place, result).await?;
         Ok(Some(stepped.meter))
     }
+}
 
-    fn is_worth(
-        &self,
-        meter: &MeterRecord,
-        place: Place,
-        version: u16,
-        result: TransferResult,
-    ) -> bool {
-        let weak = place.version(meter, version).is_ok_and(|key| is_weak(meter, key));
-        result == TransferResult::Refused || (weak && result == TransferResult::Success)
+/// What the meter said to the transfer.
+fn answered(reported: &Reported) -> TransferResult {
+    match reported.opened.iter().find_map(|it| action_result(&it.plaintext)) {
+        Some((_, 0)) => TransferResult::Success,
+        Some(_) => TransferResult::Refused,
+        None => TransferResult::NoAnswer,
     }
+}
+
+fn is_worth(meter: &MeterRecord, place: Place, version: u16, result: TransferResult) -> bool {
+    let weak = place.version(meter, version).is_ok_and(|key| is_weak(meter, key));
+    result == TransferResult::Refused || (weak && result == TransferResult::Success)
 }
 
 /// The pairs of the carrier's setup that opened what came back.
@@ -345,6 +346,10 @@ fn heard_of(reported: &Reported, meter: &MeterRecord) -> Heard {
         frame: reported.frame.clone(),
         end: reported.end,
     }
+}
+
+fn held_or_over(holds: bool) -> Result<(), LifecycleError> {
+    if holds { Ok(()) } else { Err(lease_over()) }
 }
 
 fn lease_over() -> LifecycleError {

@@ -131,18 +131,9 @@ impl Lifecycle {
         call: &AuditedCall,
         wanted: &Starting,
     ) -> Result<Campaign, LifecycleError> {
-        let slot = free_slot(known).ok_or_else(|| {
-            let reason = format!(
-                "{SLOTS} campaigns are live, and a domain remembers no more: let one come to its end, or cancel it \
-                 (`ami-tool rotate cancel`)"
-            );
-            LifecycleError::Refused(refusal(RefusalCode::TooManyCampaigns, reason))
-        })?;
+        let slot = free_slot(known).ok_or_else(no_slot)?;
         let mut id = [0; 16];
-        let filled = self.randomness.fill(&mut id);
-        filled.map_err(|error| {
-            LifecycleError::Refused(refusal(RefusalCode::NoRandomness, error.to_string()))
-        })?;
+        self.draw(&mut id)?;
         Ok(Campaign {
             slot,
             id: CampaignId(id),
@@ -198,14 +189,10 @@ impl Lifecycle {
                 Ok(title) => {
                     by_block.entry(self.records.block_of(&title)).or_default().insert(title);
                 }
-                Err(error @ (LifecycleError::NotFound(_) | LifecycleError::Damaged { .. })) => {
-                    let code = match error {
-                        LifecycleError::NotFound(_) => RefusalCode::MeterUnknown,
-                        _ => RefusalCode::MeterDamaged,
-                    };
+                Err(error) => {
+                    let Some(code) = code_of(&error) else { return Err(error) };
                     leave_out(started, id, code, error.to_string());
                 }
-                Err(error) => return Err(error),
             }
         }
         Ok(Some(by_block))
@@ -357,11 +344,9 @@ impl Lifecycle {
 }
 
 fn largest(rows: &[Row], on: &Lifecycle) -> usize {
+    let part = |row: &Row| (on.records.block_of(&row.title), Part::chunk_of(&row.title));
     let mut parts: BTreeMap<(BlockNo, u8), usize> = BTreeMap::new();
-    for row in rows {
-        let part = (on.records.block_of(&row.title), Part::chunk_of(&row.title));
-        *parts.entry(part).or_default() += 1;
-    }
+    rows.iter().for_each(|row| *parts.entry(part(row)).or_default() += 1);
     parts.into_values().max().unwrap_or_default()
 }
 
@@ -405,6 +390,23 @@ fn going_on(campaign: &Campaign, wanted: &Starting) -> Result<Campaign, Lifecycl
         ));
     }
     Ok(campaign.clone())
+}
+
+fn no_slot() -> LifecycleError {
+    let reason = format!(
+        "{SLOTS} campaigns are live, and a domain remembers no more: let one come to its end, or cancel it \
+         (`ami-tool rotate cancel`)"
+    );
+    LifecycleError::Refused(refusal(RefusalCode::TooManyCampaigns, reason))
+}
+
+/// Why a meter that is named is left out; `None`: this is no matter of the meter's.
+const fn code_of(error: &LifecycleError) -> Option<RefusalCode> {
+    match error {
+        LifecycleError::NotFound(_) => Some(RefusalCode::MeterUnknown),
+        LifecycleError::Damaged { .. } => Some(RefusalCode::MeterDamaged),
+        _ => None,
+    }
 }
 
 /// A place that nobody has, or that of the campaign that is over for the longest time.

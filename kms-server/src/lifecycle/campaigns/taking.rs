@@ -1,5 +1,7 @@
 //! Work is given out: meters under leases, their keys staged and proved, each with what is to be done.
 
+use std::fmt::Display;
+
 use futures_util::{StreamExt as _, stream};
 
 use super::{
@@ -18,7 +20,7 @@ use kms_core::{
         driving::NoWork,
         policy::Policy,
         row::{Action, Phase, Row},
-        stepping::{Step, stand, step, work},
+        stepping::{Next, Step, stand, step, work},
     },
     life::{choosing::Pair, staging::Wish},
 };
@@ -58,6 +60,13 @@ pub struct Taken {
     pub reason: String,
     /// Milliseconds to wait.
     pub retry_after_ms: u64,
+}
+
+/// Of which campaign: its policy, and its name.
+#[derive(Clone, Copy)]
+pub(super) struct Under<'c> {
+    pub(super) policy: &'c Policy,
+    pub(super) name: &'c str,
 }
 
 /// A member, and its meter's record.
@@ -139,27 +148,21 @@ impl Lifecycle {
     ) -> Result<Taken, LifecycleError> {
         let now_ms = self.clock.unix_ms();
         let mut numbers = vec![0; most * 8];
-        let filled = self.randomness.fill(&mut numbers);
-        filled.map_err(|error| {
-            LifecycleError::Refused(refusal(RefusalCode::NoRandomness, error.to_string()))
-        })?;
+        self.draw(&mut numbers)?;
         let (rows, why, policy, name) = {
             let mut held = shared.lock().await;
             let Held { driven, busy, .. } = &mut *held;
-            let slot = u64::from(driven.campaign.slot) << SLOT_SHIFT;
+            let slot = driven.campaign.slot;
             let mut numbers = numbers.chunks_exact(8);
-            let lease = || {
-                let bytes = numbers.next().and_then(|it| it.try_into().ok()).unwrap_or([1; 8]);
-                // Never 0, which is nobody's.
-                (u64::from_be_bytes(bytes) & ((1 << SLOT_SHIFT) - 1)) | slot | 1
-            };
+            let lease = || lease_in(slot, numbers.next().unwrap_or_default());
             let (rows, why) = driven.take((most, busy), now_ms, lease);
             busy.extend(rows.iter().map(|row| (row.title, row.label)));
             let Campaign { policy, name, .. } = &driven.campaign;
             (rows, why, policy.clone(), name.clone())
         };
         let titles: Vec<SystemTitle> = rows.iter().map(|row| row.title).collect();
-        let outcome = self.give_out(call, (shared, worker), (rows, &policy, &name)).await;
+        let under = Under { policy: &policy, name: &name };
+        let outcome = self.give_out(call, (shared, worker), (rows, under)).await;
         let mut held = shared.lock().await;
         titles.iter().for_each(|title| _ = held.busy.remove(title));
         let mut taken = outcome?;
@@ -174,14 +177,14 @@ impl Lifecycle {
         &self,
         call: &AuditedCall,
         (shared, worker): (&Shared, &str),
-        (rows, policy, name): (Vec<Row>, &Policy, &str),
+        (rows, under): (Vec<Row>, Under<'_>),
     ) -> Result<Taken, LifecycleError> {
         if rows.is_empty() {
             // What paced it may have moved on; and whoever asks finds out that it is over.
             self.judge_campaign(shared).await?;
             return Ok(Taken::default());
         }
-        let (ready, reason) = self.make_ready(call, rows, (policy, name)).await;
+        let (ready, reason) = self.make_ready(call, rows, under).await;
         let mut held = shared.lock().await;
         let before = held.driven.campaign.clone();
         let rows: Vec<Row> = ready.iter().map(|it| it.row.clone()).collect();
@@ -189,16 +192,10 @@ impl Lifecycle {
         let entry = self.campaign_entry(call, given);
         let entries = if given > 0 { vec![entry] } else { Vec::new() };
         let news = News { campaign: before.clone(), rows, entries };
-        tracing::debug!(campaign = name, worker, given, "work is given out");
+        tracing::debug!(campaign = under.name, worker, given, "work is given out");
         self.store_campaign(&mut held, &before, news).await?;
-        let mut taken = Taken { reason, retry_after_ms: SOON_MS, work: Vec::new() };
-        for Ready { row, meter, action, pairs } in ready {
-            let Some(meter) = meter.filter(|_| action != Action::Nothing) else { continue };
-            let bringing = bringing(&meter, policy, &row);
-            let (meter_id, title, policy) = (meter.meter_id, row.title, policy.clone());
-            taken.work.push(Work { meter_id, title, row, action, bringing, pairs, policy });
-        }
-        Ok(taken)
+        let work = ready.into_iter().filter_map(|it| it.work(under.policy)).collect();
+        Ok(Taken { reason, retry_after_ms: SOON_MS, work })
     }
 
     /// Has these members' keys staged, many in one call, and says what is to be done with each. With the reason of the last
@@ -207,40 +204,15 @@ impl Lifecycle {
         &self,
         call: &AuditedCall,
         rows: Vec<Row>,
-        (policy, name): (&Policy, &str),
+        under: Under<'_>,
     ) -> (Vec<Ready>, String) {
-        let now_ms = self.clock.unix_ms();
+        let (now_ms, policy) = (self.clock.unix_ms(), under.policy);
         let mut looks = Vec::with_capacity(rows.len());
         for row in rows {
             looks.push(self.looked_at(row, policy));
         }
         let mut looked: Vec<Looked> = stream::iter(looks).buffered(AT_ONCE).collect().await;
-        let (mut wanted, mut of) = (Vec::new(), Vec::new());
-        for (index, one) in looked.iter().enumerate() {
-            let Ok(meter) = &one.meter else { continue };
-            if one.row.phase.is_over() {
-                continue;
-            }
-            if let Step::Stage(at) = step(meter, policy, &one.row)
-                && let Some(place) = policy.places().nth(at)
-            {
-                wanted.push((meter.meter_id.clone(), wish(policy, place, name)));
-                of.push((index, at));
-            }
-        }
-        let staged = self.stage_keys(call, &wanted).await;
-        for ((index, at), staged) in of.into_iter().zip(staged) {
-            let Some(one) = looked.get_mut(index) else { continue };
-            match staged.and_then(|staged| staged.check().map(|()| staged)) {
-                Ok(staged) => {
-                    if let Some(target) = one.row.targets.get_mut(at) {
-                        *target = staged.key.version;
-                    }
-                    one.meter = Ok(staged.meter);
-                }
-                Err(error) => one.meter = Err(error),
-            }
-        }
+        self.stage_all(call, &mut looked, under).await;
         let mut reason = String::new();
         let mut ready = Vec::with_capacity(looked.len());
         for Looked { mut row, meter } in looked {
@@ -260,6 +232,30 @@ impl Lifecycle {
         (ready, reason)
     }
 
+    /// The next keys of all that lack one, in one call.
+    async fn stage_all(&self, call: &AuditedCall, looked: &mut [Looked], under: Under<'_>) {
+        let (mut wanted, mut of) = (Vec::new(), Vec::new());
+        for (index, one) in looked.iter().enumerate() {
+            if let Some((at, wish)) = one.lacks(under) {
+                wanted.push(wish);
+                of.push((index, at));
+            }
+        }
+        let staged = self.stage_keys(call, &wanted).await;
+        for ((index, at), staged) in of.into_iter().zip(staged) {
+            if let Some(one) = looked.get_mut(index) {
+                one.take_key(at, staged.and_then(there));
+            }
+        }
+    }
+
+    /// Random bytes, or the refusal of what needs them.
+    pub(super) fn draw(&self, bytes: &mut [u8]) -> Result<(), LifecycleError> {
+        let none = |error: &dyn Display| refusal(RefusalCode::NoRandomness, error.to_string());
+        let filled = self.randomness.fill(bytes);
+        filled.map_err(|error| LifecycleError::Refused(none(&error)))
+    }
+
     /// A member as its meter's record has it.
     async fn looked_at(&self, mut row: Row, policy: &Policy) -> Looked {
         let meter = self.get_by_title(&row.title).await.map(|view| view.record);
@@ -274,17 +270,14 @@ impl Lifecycle {
         &self,
         call: &AuditedCall,
         (meter, row): (MeterRecord, &mut Row),
-        (policy, name): (&Policy, &str),
+        under: Under<'_>,
         at: usize,
     ) -> (MeterRecord, Option<LifecycleError>) {
-        let Some(place) = policy.places().nth(at) else { return (meter, None) };
-        let wish: Wish = wish(policy, place, name);
-        let staged = self.stage_key(call, &meter.meter_id, &wish).await;
-        match staged.and_then(|staged| staged.check().map(|()| staged)) {
+        let Some(place) = under.policy.places().nth(at) else { return (meter, None) };
+        let wish: Wish = wish(under.policy, place, under.name);
+        match self.stage_key(call, &meter.meter_id, &wish).await.and_then(there) {
             Ok(StagedKey { meter, key, .. }) => {
-                if let Some(target) = row.targets.get_mut(at) {
-                    *target = key.version;
-                }
+                aim(row, at, key.version);
                 (meter, None)
             }
             Err(error) => (meter, Some(error)),
@@ -311,7 +304,60 @@ impl Lifecycle {
     }
 }
 
+/// A staged key that may go out.
+fn there(staged: StagedKey) -> Result<StagedKey, LifecycleError> {
+    staged.check()?;
+    Ok(staged)
+}
+
+fn aim(row: &mut Row, at: usize, version: u16) {
+    if let Some(target) = row.targets.get_mut(at) {
+        *target = version;
+    }
+}
+
+/// A lease's number, from random bytes: never 0, which is nobody's.
+fn lease_in(slot: u8, random: &[u8]) -> u64 {
+    let number = u64::from_be_bytes(random.try_into().unwrap_or([1; 8]));
+    let slot = u64::from(slot) << SLOT_SHIFT;
+    (number & ((1 << SLOT_SHIFT) - 1)) | slot | 1
+}
+
+impl Looked {
+    /// The key that it lacks, if anything can be done with it: its place among the policy's kinds, and what to stage.
+    fn lacks(&self, under: Under<'_>) -> Option<(usize, (MeterId, Wish))> {
+        let meter = self.meter.as_ref().ok().filter(|_| !self.row.phase.is_over())?;
+        let Step::Stage(at) = step(meter, under.policy, &self.row) else { return None };
+        let place = under.policy.places().nth(at)?;
+        Some((at, (meter.meter_id.clone(), wish(under.policy, place, under.name))))
+    }
+
+    fn take_key(&mut self, at: usize, staged: Result<StagedKey, LifecycleError>) {
+        if let Ok(staged) = &staged {
+            aim(&mut self.row, at, staged.key.version);
+        }
+        self.meter = staged.map(|staged| staged.meter);
+    }
+}
+
+impl Work {
+    /// On this meter, as its row and its record stand.
+    pub(super) fn of(meter: MeterRecord, row: Row, policy: &Policy, next: Next) -> Self {
+        let bringing = bringing(&meter, policy, &row);
+        let ((action, pairs), policy) = (next, policy.clone());
+        let (meter_id, title) = (meter.meter_id, row.title);
+        Self { meter_id, title, row, action, bringing, pairs, policy }
+    }
+}
+
 impl Ready {
+    /// As it is given out; `None`: nothing is to be done.
+    fn work(self, policy: &Policy) -> Option<Work> {
+        let Self { row, meter, action, pairs } = self;
+        let meter = meter.filter(|_| action != Action::Nothing)?;
+        Some(Work::of(meter, row, policy, (action, pairs)))
+    }
+
     /// What is to be done with a member next.
     fn of(mut row: Row, meter: MeterRecord, policy: &Policy) -> Self {
         stand(&meter, policy, &mut row);
@@ -348,12 +394,15 @@ pub(super) fn put_off(row: &mut Row, error: &LifecycleError, now_ms: u64) {
         _ => return,
     };
     row.refused = Some(code);
-    let passes =
-        matches!(code, RefusalCode::NotProved | RefusalCode::NotTaken | RefusalCode::NoRandomness);
-    if !passes && !row.sent {
+    if !passes(code) && !row.sent {
         row.phase = Phase::Skipped;
         row.canary = false;
     }
+}
+
+/// Whether it goes away by itself.
+const fn passes(code: RefusalCode) -> bool {
+    matches!(code, RefusalCode::NotProved | RefusalCode::NotTaken | RefusalCode::NoRandomness)
 }
 
 fn wait_of(why: &NoWork, now_ms: u64) -> u64 {

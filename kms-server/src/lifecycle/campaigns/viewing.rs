@@ -82,6 +82,13 @@ pub struct MeterRotation {
     pub advice: Vec<Advice>,
 }
 
+impl Wanted {
+    fn has(&self, row: &Row) -> bool {
+        let is_in_phase = self.phase.is_none_or(|phase| row.phase == phase);
+        is_in_phase && (!self.exposed || row.is_exposed())
+    }
+}
+
 impl Lifecycle {
     /// A campaign as it stands.
     pub async fn get_campaign(&self, name: &str) -> Result<CampaignView, LifecycleError> {
@@ -108,13 +115,9 @@ impl Lifecycle {
     ) -> Result<Members, LifecycleError> {
         let stored = self.stored_campaign(name).await?;
         let labels = stored.labels.clone();
-        let is_wanted = move |row: &&Row| {
-            wanted.phase.is_none_or(|phase| row.phase == phase)
-                && (!wanted.exposed || row.is_exposed())
-        };
         let (mut rows, now_ms): (Vec<Row>, u64) = self
             .seen(stored, |driven, now_ms| {
-                let behind = driven.rows_after(wanted.after).filter(is_wanted);
+                let behind = driven.rows_after(wanted.after).filter(|row| wanted.has(row));
                 (behind.take(wanted.limit.saturating_add(1)).cloned().collect(), now_ms)
             })
             .await?;
@@ -123,13 +126,18 @@ impl Lifecycle {
         let next = rows.last().filter(|_| more).map(|row| row.title);
         let mut members = Vec::with_capacity(rows.len());
         for row in rows {
-            let id = match self.records.read(&row.title).await {
-                Ok(Some(Record::Meter(meter))) => meter.meter_id.to_string(),
-                _ => String::new(),
-            };
+            let id = self.id_for_people(&row.title).await;
             members.push(member(id, row, &labels, now_ms));
         }
         Ok(Members { members, next })
+    }
+
+    /// Empty: the meter can't be read.
+    async fn id_for_people(&self, title: &SystemTitle) -> String {
+        match self.records.read(title).await {
+            Ok(Some(Record::Meter(meter))) => meter.meter_id.to_string(),
+            _ => String::new(),
+        }
     }
 
     /// What stands of a meter whose keys are being changed.

@@ -290,12 +290,8 @@ fn turns(wanted: &[(MeterId, Wish)]) -> Vec<Vec<usize>> {
 
 /// The same error for each key of a commit, where it says enough of each.
 fn of_group(error: &LifecycleError) -> Option<LifecycleError> {
-    match error {
-        LifecycleError::OutcomeUnknown { reason } => {
-            Some(LifecycleError::OutcomeUnknown { reason: reason.clone() })
-        }
-        error => of_site(error),
-    }
+    let LifecycleError::OutcomeUnknown { reason } = error else { return of_site(error) };
+    Some(LifecycleError::OutcomeUnknown { reason: reason.clone() })
 }
 
 /// The same error for another meter, where it is about no single one.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::verb::{Verb, of_groups};
+use super::verb::{Verb, of_campaigns, of_groups};
 
 /// A caller's task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,22 +107,13 @@ impl Verb {
             Self::StageKey | Self::NextTransfer | Self::ConfirmKey | Self::RollBackKey => {
                 &[AmiAdmin, Rotator]
             }
-            Self::TakeWork | Self::ReportWork => &[Rotator],
-            Self::GetCampaign
-            | Self::ListCampaigns
-            | Self::ListCampaignMembers
-            | Self::WatchCampaign
-            | Self::GetMeterRotation => &[AmiAdmin, Rotator, Auditor],
+            of_campaigns!() => self.roles_in_campaigns(),
             of_groups!() => self.roles_in_groups(),
             Self::ReviveKey
             | Self::CompromiseKey
             | Self::DestroyKey
             | Self::RestoreKey
-            | Self::SetLegalHold
-            | Self::StartCampaign
-            | Self::PauseCampaign
-            | Self::ResumeCampaign
-            | Self::CancelCampaign => &[AmiAdmin],
+            | Self::SetLegalHold => &[AmiAdmin],
             Self::SyncNow => &[AmiAdmin, Synchroniser],
             Self::GetMeter | Self::ListMeters => &[AmiAdmin, Rotator, Auditor],
             Self::ListBlockHeads
@@ -151,6 +142,21 @@ impl Verb {
 }
 
 impl Verb {
+    /// Of the calls about campaigns: each is named here, and nobody may make one that is not.
+    const fn roles_in_campaigns(self) -> &'static [Role] {
+        match self {
+            Self::TakeWork | Self::ReportWork => &[Role::Rotator],
+            Self::StartCampaign | Self::PauseCampaign => &[Role::AmiAdmin],
+            Self::ResumeCampaign | Self::CancelCampaign => &[Role::AmiAdmin],
+            Self::GetCampaign
+            | Self::ListCampaigns
+            | Self::ListCampaignMembers
+            | Self::WatchCampaign
+            | Self::GetMeterRotation => &[Role::AmiAdmin, Role::Rotator, Role::Auditor],
+            _ => &[],
+        }
+    }
+
     /// Of the calls about broadcast groups.
     const fn roles_in_groups(self) -> &'static [Role] {
         match self {

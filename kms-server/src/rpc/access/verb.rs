@@ -241,6 +241,24 @@ macro_rules! of_groups {
 }
 pub(crate) use of_groups;
 
+/// The calls about campaigns, as a pattern.
+macro_rules! of_campaigns {
+    () => {
+        $crate::rpc::access::verb::Verb::StartCampaign
+            | $crate::rpc::access::verb::Verb::GetCampaign
+            | $crate::rpc::access::verb::Verb::ListCampaigns
+            | $crate::rpc::access::verb::Verb::ListCampaignMembers
+            | $crate::rpc::access::verb::Verb::PauseCampaign
+            | $crate::rpc::access::verb::Verb::ResumeCampaign
+            | $crate::rpc::access::verb::Verb::CancelCampaign
+            | $crate::rpc::access::verb::Verb::WatchCampaign
+            | $crate::rpc::access::verb::Verb::TakeWork
+            | $crate::rpc::access::verb::Verb::ReportWork
+            | $crate::rpc::access::verb::Verb::GetMeterRotation
+    };
+}
+pub(crate) use of_campaigns;
+
 impl Verb {
     /// The verb that an HTTP path calls.
     pub fn of_path(path: &str) -> Option<Self> {

@@ -4,7 +4,7 @@
 use kms_proto::v1::{Decision, EnrolPeerRequest, ResolveDivergenceRequest};
 use prost::Message as _;
 
-use super::verb::{Verb, of_groups};
+use super::verb::{Verb, of_campaigns, of_groups};
 use kms_core::enrolment::request::SignedRequest;
 
 impl Verb {
@@ -20,6 +20,18 @@ impl Verb {
                 .is_ok_and(|asked| asked.decision() == Decision::Accept),
             verb => verb.is_of_the_writer(),
         }
+    }
+
+    /// Of the calls about campaigns: any site shows them, as they are stored.
+    const fn shows_campaigns(self) -> bool {
+        matches!(
+            self,
+            Self::GetCampaign
+                | Self::ListCampaigns
+                | Self::ListCampaignMembers
+                | Self::WatchCampaign
+                | Self::GetMeterRotation
+        )
     }
 
     /// Whether only a site that writes can carry the call out, whatever its request says.
@@ -43,18 +55,13 @@ impl Verb {
             | Self::DestroyKey
             | Self::RestoreKey
             | Self::SetLegalHold
-            | Self::StartCampaign
-            | Self::PauseCampaign
-            | Self::ResumeCampaign
-            | Self::CancelCampaign
-            | Self::TakeWork
-            | Self::ReportWork
             | Self::BeginHls
             | Self::AnswerHlsChallenge
             | Self::VerifyHlsAnswer
             | Self::Protect
             | Self::ForgetRevocationList
             | Self::RotateBlockSecrets => true,
+            of_campaigns!() => !self.shows_campaigns(),
             of_groups!() => !matches!(self, Self::GetGroup | Self::ListGroups),
             Self::EnrolPeer | Self::ResolveDivergence => false,
             // Each site has site KEKs of its own.
@@ -63,8 +70,6 @@ impl Verb {
             Self::Promote | Self::Demote | Self::AdmitEpoch => false,
             Self::Decrypt | Self::DecryptBatch | Self::DecryptStream | Self::Triage => false,
             Self::VerifyMic | Self::VerifyMicBatch | Self::VerifyMicStream => false,
-            Self::GetCampaign | Self::ListCampaigns | Self::ListCampaignMembers => false,
-            Self::WatchCampaign | Self::GetMeterRotation => false,
             Self::GetMeter
             | Self::ListMeters
             | Self::GetImportKey

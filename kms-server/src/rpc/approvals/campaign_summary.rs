@@ -12,31 +12,49 @@ use kms_proto::v1::{
 pub(super) fn about_campaign(verb: Verb, message: &[u8]) -> About {
     match verb {
         Verb::StartCampaign => read(message, started),
-        Verb::GetCampaign => {
-            read(message, |GetCampaignRequest { name }| line(format!("campaign {name:?}")))
-        }
-        Verb::ListCampaignMembers => read(message, |asked: ListCampaignMembersRequest| {
-            line(format!("members of campaign {:?}", asked.name))
-        }),
-        Verb::PauseCampaign => read(message, |PauseCampaignRequest { name, reason }| {
-            line(format!("pause campaign {name:?}: {reason:?}"))
-        }),
-        Verb::ResumeCampaign => read(message, |ResumeCampaignRequest { name, retry_failed }| {
-            let failed = if retry_failed { ", and try again what failed" } else { "" };
-            line(format!("go on with campaign {name:?}{failed}"))
-        }),
-        Verb::CancelCampaign => read(message, |CancelCampaignRequest { name, reason }| {
-            line(format!("cancel campaign {name:?}: {reason:?}"))
-        }),
-        Verb::TakeWork => read(message, |TakeWorkRequest { campaign, most, worker }| {
-            line(format!("{most} meters of campaign {campaign:?} for {worker:?}"))
-        }),
-        Verb::GetMeterRotation => read(message, |GetMeterRotationRequest { meter_id }| About {
-            line: format!("the rotation of meter {meter_id:?}"),
-            subject: subject(&meter_id, &[]),
-        }),
+        Verb::GetCampaign => read(message, shown),
+        Verb::ListCampaigns => line("all campaigns".to_owned()),
+        Verb::ListCampaignMembers => read(message, members_listed),
+        Verb::PauseCampaign => read(message, paused),
+        Verb::ResumeCampaign => read(message, resumed),
+        Verb::CancelCampaign => read(message, cancelled),
+        Verb::TakeWork => read(message, taken),
+        Verb::ReportWork => line("what came of work".to_owned()),
+        Verb::GetMeterRotation => read(message, rotation_shown),
+        // Never for two people, see `Verb::may_need_two_people`.
+        Verb::WatchCampaign => About::default(),
         _ => About::default(),
     }
+}
+
+fn shown(GetCampaignRequest { name }: GetCampaignRequest) -> About {
+    line(format!("campaign {name:?}"))
+}
+
+fn members_listed(asked: ListCampaignMembersRequest) -> About {
+    line(format!("members of campaign {:?}", asked.name))
+}
+
+fn paused(PauseCampaignRequest { name, reason }: PauseCampaignRequest) -> About {
+    line(format!("pause campaign {name:?}: {reason:?}"))
+}
+
+fn resumed(ResumeCampaignRequest { name, retry_failed }: ResumeCampaignRequest) -> About {
+    let failed = if retry_failed { ", and try again what failed" } else { "" };
+    line(format!("go on with campaign {name:?}{failed}"))
+}
+
+fn cancelled(CancelCampaignRequest { name, reason }: CancelCampaignRequest) -> About {
+    line(format!("cancel campaign {name:?}: {reason:?}"))
+}
+
+fn taken(TakeWorkRequest { campaign, most, worker }: TakeWorkRequest) -> About {
+    line(format!("{most} meters of campaign {campaign:?} for {worker:?}"))
+}
+
+fn rotation_shown(GetMeterRotationRequest { meter_id }: GetMeterRotationRequest) -> About {
+    let line = format!("the rotation of meter {meter_id:?}");
+    About { line, subject: subject(&meter_id, &[]) }
 }
 
 fn started(request: StartCampaignRequest) -> About {

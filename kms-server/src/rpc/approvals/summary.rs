@@ -8,7 +8,7 @@ use super::{
     about::{About, line, read, subject},
     group_summary::about_group,
 };
-use crate::rpc::access::verb::{Verb, of_groups};
+use crate::rpc::access::verb::{Verb, of_campaigns, of_groups};
 use kms_core::{enrolment::request::SignedRequest, wire::sealed::HEADER_BYTES_MAX};
 use kms_proto::v1::{
     AdmitEpochRequest, BuryDamagedMeterRequest, ClientTitle, CreateMeterRequest, Decision,
@@ -38,16 +38,7 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::DestroyKey
         | Verb::RestoreKey
         | Verb::SetLegalHold => super::key_summary::about_key(verb, message),
-        Verb::StartCampaign
-        | Verb::GetCampaign
-        | Verb::ListCampaignMembers
-        | Verb::PauseCampaign
-        | Verb::ResumeCampaign
-        | Verb::CancelCampaign
-        | Verb::TakeWork
-        | Verb::GetMeterRotation => super::campaign_summary::about_campaign(verb, message),
-        Verb::ListCampaigns => line("all campaigns".to_owned()),
-        Verb::ReportWork => line("what came of work".to_owned()),
+        of_campaigns!() => super::campaign_summary::about_campaign(verb, message),
         of_groups!() => about_group(verb, message),
         Verb::GetMeter => read(message, shown),
         Verb::ListMeters => read(message, listed),
@@ -86,7 +77,6 @@ pub(crate) fn about(verb: Verb, message: &[u8]) -> About {
         | Verb::ShowHeadTables
         | Verb::FetchAuditEvents
         | Verb::FollowEvents
-        | Verb::WatchCampaign
         | Verb::SyncNow
         | Verb::ListApprovals
         | Verb::ApproveCall

@@ -28,12 +28,29 @@ const APDUS_MAX: usize = 64;
 /// Bytes of a title that a selection may begin with.
 const TITLE_LEN: usize = 8;
 
+/// A field, and what is wrong with it.
+type Problem = (&'static str, &'static str);
+
 const fn field(field: &'static str, problem: &'static str) -> Refused {
     Refused::Field { field, problem }
 }
 
 fn numbered<T: Numbered>(number: i32) -> Option<T> {
     T::from_number(u8::try_from(number).ok()?)
+}
+
+/// A number that has to be a smaller one.
+fn small<T: TryFrom<u32>>(number: u32, (name, problem): Problem) -> Result<T, Refused> {
+    T::try_from(number).map_err(|_| field(name, problem))
+}
+
+/// A number of which 0 is the default.
+fn small_or(number: u32, default: u8, name: &'static str) -> Result<u8, Refused> {
+    if number == 0 { Ok(default) } else { small(number, (name, "it is 1 to 255")) }
+}
+
+fn ms_or(seconds: u32, default_ms: u64) -> u64 {
+    if seconds == 0 { default_ms } else { u64::from(seconds) * 1_000 }
 }
 
 /// A campaign that somebody wants.
@@ -46,38 +63,29 @@ pub(crate) fn starting(request: v1::StartCampaignRequest) -> Result<Starting, Re
 
 fn policy_of(wire: v1::CampaignPolicy) -> Result<Policy, Refused> {
     let default = Policy::default();
-    let setup = u8::try_from(wire.security_setup).map(SecuritySetup);
-    let setup = setup.map_err(|_| field("policy.security_setup", "it is 0 to 255"))?;
+    let setup = ("policy.security_setup", "it is 0 to 255");
+    let setup = SecuritySetup(small(wire.security_setup, setup)?);
     let kinds = wire.kinds.iter().map(|kind| numbered::<KeyKind>(*kind));
     let kinds: Option<Vec<KeyKind>> = kinds.collect();
-    let small = |name, number: u32, default: u8| match number {
-        0 => Ok(default),
-        number => u8::try_from(number).map_err(|_| field(name, "it is 1 to 255")),
-    };
-    let seconds = |seconds: u32, default: u64| match seconds {
-        0 => default,
-        seconds => u64::from(seconds) * 1_000,
-    };
-    let class_version = u8::try_from(wire.class_version);
     let policy = Policy {
         kinds: kinds.ok_or(field("policy.kinds", "name GUEK, GAK or both, each once"))?,
         setup,
-        class_version: class_version.map_err(|_| field("policy.class_version", "it is 0 or 1"))?,
+        class_version: small(wire.class_version, ("policy.class_version", "it is 0 or 1"))?,
         carrier: carrier(wire.carrier, setup)?,
         rate_per_hour: wire.rate_per_hour,
         windows: wire.windows.iter().map(window).collect::<Result<_, _>>()?,
         exposure_cap: if wire.exposure_cap == 0 { default.exposure_cap } else { wire.exposure_cap },
         canaries: wire.canaries.unwrap_or(default.canaries),
         error_budget_permille: wire.error_budget_permille.unwrap_or(default.error_budget_permille),
-        tries_max: small("policy.tries_max", wire.tries_max, default.tries_max)?,
-        retry_ms: seconds(wire.retry_s, default.retry_ms),
-        lease_ms: seconds(wire.lease_s, default.lease_ms),
-        hls_failures_max: small(
-            "policy.hls_failures_max",
+        tries_max: small_or(wire.tries_max, default.tries_max, "policy.tries_max")?,
+        retry_ms: ms_or(wire.retry_s, default.retry_ms),
+        lease_ms: ms_or(wire.lease_s, default.lease_ms),
+        hls_failures_max: small_or(
             wire.hls_failures_max,
             default.hls_failures_max,
+            "policy.hls_failures_max",
         )?,
-        hls_lock_ms: seconds(wire.hls_lock_s, default.hls_lock_ms),
+        hls_lock_ms: ms_or(wire.hls_lock_s, default.hls_lock_ms),
     };
     policy.check().map_err(|why| field(why.field, why.problem))?;
     Ok(policy)
@@ -87,26 +95,23 @@ fn carrier(wire: Option<v1::KeyCarrier>, setup: SecuritySetup) -> Result<Carrier
     let Some(v1::KeyCarrier { security_setup, client, form }) = wire else {
         return Ok(Carrier { setup, ..Carrier::default() });
     };
-    let over = u8::try_from(security_setup).map(SecuritySetup);
-    let client = u16::try_from(client);
-    let form = match form {
-        0 => AssociationForm::default(),
-        form => numbered(form).ok_or(field("policy.carrier.form", "there is no such form"))?,
-    };
-    Ok(Carrier {
-        setup: over.map_err(|_| field("policy.carrier.security_setup", "it is 0 to 255"))?,
-        client: client.map_err(|_| field("policy.carrier.client", "it is 0 to 65,535"))?,
-        form,
-    })
+    let form = form_of(form)?;
+    let over = small(security_setup, ("policy.carrier.security_setup", "it is 0 to 255"))?;
+    let client = small(client, ("policy.carrier.client", "it is 0 to 65,535"))?;
+    Ok(Carrier { setup: SecuritySetup(over), client, form })
+}
+
+fn form_of(wire: i32) -> Result<AssociationForm, Refused> {
+    match wire {
+        0 => Ok(AssociationForm::default()),
+        form => numbered(form).ok_or(field("policy.carrier.form", "there is no such form")),
+    }
 }
 
 fn window(wire: &v1::CampaignWindow) -> Result<Window, Refused> {
-    let bad = || field("policy.windows", "minutes are 0 to 1440, days a bit each");
-    Ok(Window {
-        from_minute: u16::try_from(wire.from_minute).map_err(|_| bad())?,
-        to_minute: u16::try_from(wire.to_minute).map_err(|_| bad())?,
-        weekdays: u8::try_from(wire.weekdays).map_err(|_| bad())?,
-    })
+    let bad = ("policy.windows", "minutes are 0 to 1440, days a bit each");
+    let (from_minute, to_minute) = (small(wire.from_minute, bad)?, small(wire.to_minute, bad)?);
+    Ok(Window { from_minute, to_minute, weekdays: small(wire.weekdays, bad)? })
 }
 
 fn selection_of(wire: v1::MeterSelection) -> Result<Selection, Refused> {
@@ -135,19 +140,18 @@ fn selection_of(wire: v1::MeterSelection) -> Result<Selection, Refused> {
 /// What became of a start.
 pub(crate) fn started(started: Started, replicated: i32) -> v1::StartCampaignResponse {
     let Started { view, added, already, left_out, left_out_total, .. } = started;
-    let left = |LeftOut { meter_id, code, reason }| v1::LeftOut {
-        meter_id: meter_id.to_string(),
-        code: code.word().to_owned(),
-        reason,
-    };
     v1::StartCampaignResponse {
         campaign: Some(campaign(view)),
         added,
         already,
-        left_out: left_out.into_iter().map(left).collect(),
+        left_out: left_out.into_iter().map(wire_left).collect(),
         left_out_total,
         replicated,
     }
+}
+
+fn wire_left(LeftOut { meter_id, code, reason }: LeftOut) -> v1::LeftOut {
+    v1::LeftOut { meter_id: meter_id.to_string(), code: code.word().to_owned(), reason }
 }
 
 /// A campaign, and how far it is.
@@ -201,36 +205,32 @@ fn counts(progress: &Progress) -> v1::CampaignProgress {
 }
 
 fn wire_policy(policy: &Policy) -> v1::CampaignPolicy {
-    let seconds = |ms: u64| u32::try_from(ms / 1_000).unwrap_or(u32::MAX);
-    let window = |it: &Window| v1::CampaignWindow {
-        from_minute: it.from_minute.into(),
-        to_minute: it.to_minute.into(),
-        weekdays: it.weekdays.into(),
-    };
     v1::CampaignPolicy {
         kinds: policy.kinds.iter().map(|kind| *kind as i32).collect(),
         security_setup: policy.setup.0.into(),
         class_version: policy.class_version.into(),
-        carrier: Some(wire_carrier(&policy.carrier)),
+        carrier: Some(words::key_carrier(&policy.carrier)),
         rate_per_hour: policy.rate_per_hour,
-        windows: policy.windows.iter().map(window).collect(),
+        windows: policy.windows.iter().map(wire_window).collect(),
         exposure_cap: policy.exposure_cap,
         canaries: Some(policy.canaries),
         error_budget_permille: Some(policy.error_budget_permille),
         tries_max: policy.tries_max.into(),
-        retry_s: seconds(policy.retry_ms),
-        lease_s: seconds(policy.lease_ms),
+        retry_s: seconds_of(policy.retry_ms),
+        lease_s: seconds_of(policy.lease_ms),
         hls_failures_max: policy.hls_failures_max.into(),
-        hls_lock_s: seconds(policy.hls_lock_ms),
+        hls_lock_s: seconds_of(policy.hls_lock_ms),
     }
 }
 
-fn wire_carrier(carrier: &Carrier) -> v1::KeyCarrier {
-    v1::KeyCarrier {
-        security_setup: carrier.setup.0.into(),
-        client: carrier.client.into(),
-        form: carrier.form as i32,
-    }
+fn wire_window(window: &Window) -> v1::CampaignWindow {
+    let Window { from_minute, to_minute, weekdays } = *window;
+    let (from_minute, to_minute) = (from_minute.into(), to_minute.into());
+    v1::CampaignWindow { from_minute, to_minute, weekdays: weekdays.into() }
+}
+
+fn seconds_of(ms: u64) -> u32 {
+    u32::try_from(ms / 1_000).unwrap_or(u32::MAX)
 }
 
 /// Which members somebody wants to see.
@@ -259,12 +259,6 @@ pub(crate) fn members(page: Members) -> v1::ListCampaignMembersResponse {
 
 fn member(view: MemberView) -> v1::CampaignMember {
     let MemberView { meter_id, row, label, leased } = view;
-    let tried = |it: &Tried| v1::KeyTried {
-        at_ms: it.at_ms,
-        pair: Some(wire_pair(&it.pair)),
-        outcome: it.outcome as i32,
-        frame: it.frame.clone().into(),
-    };
     v1::CampaignMember {
         meter_id,
         system_title: row.title.as_bytes().to_vec().into(),
@@ -278,8 +272,14 @@ fn member(view: MemberView) -> v1::CampaignMember {
         leased,
         last_outcome: row.last.map_or(0, |outcome| outcome as i32),
         reason: row.refused.map(|code| code.word().to_owned()).unwrap_or_default(),
-        tried: row.tried.iter().map(tried).collect(),
+        tried: row.tried.iter().map(wire_tried).collect(),
     }
+}
+
+fn wire_tried(tried: &Tried) -> v1::KeyTried {
+    let Tried { at_ms, pair, outcome, frame } = tried;
+    let (pair, frame) = (Some(wire_pair(pair)), frame.clone().into());
+    v1::KeyTried { at_ms: *at_ms, pair, outcome: *outcome as i32, frame }
 }
 
 fn wire_pair(pair: &Pair) -> v1::KeyPair {
@@ -290,15 +290,10 @@ fn wire_pair(pair: &Pair) -> v1::KeyPair {
 }
 
 fn pair(wire: &v1::KeyPair) -> Result<Pair, Refused> {
-    let version = |number| {
-        u16::try_from(number)
-            .map_err(|_| field("reports.pairs_tried", "a key's version is 1 to 65,535"))
-    };
-    let authentication = version(wire.authentication_key_version)?;
-    Ok(Pair {
-        encryption: version(wire.encryption_key_version)?,
-        authentication: Some(authentication).filter(|version| *version > 0),
-    })
+    let bad = ("reports.pairs_tried", "a key's version is 1 to 65,535");
+    let authentication = small(wire.authentication_key_version, bad)?;
+    let authentication = Some(authentication).filter(|version| *version > 0);
+    Ok(Pair { encryption: small(wire.encryption_key_version, bad)?, authentication })
 }
 
 /// How many meters somebody wants.
@@ -331,7 +326,7 @@ fn wire_work(work: Work) -> v1::Work {
         kind,
         security_setup: policy.setup.0.into(),
         version,
-        carrier: Some(wire_carrier(&policy.carrier)),
+        carrier: Some(words::key_carrier(&policy.carrier)),
         pairs: pairs.iter().map(wire_pair).collect(),
         canary: row.canary,
         state: row.phase as i32,
@@ -353,53 +348,50 @@ pub(crate) fn reports(request: v1::ReportWorkRequest) -> Result<Vec<Report>, Ref
     if request.reports.is_empty() || request.reports.len() > WORK_MAX {
         return Err(field("reports", "one call has 1 to 256 reports"));
     }
-    let one = |wire: v1::WorkReport| {
-        let v1::WorkReport { meter_id, lease, outcome, apdus, pairs_tried, end } = wire;
-        if apdus.len() > APDUS_MAX || pairs_tried.len() > APDUS_MAX {
-            return Err(field("reports.apdus", "a report has at most 64 messages and 64 pairs"));
-        }
-        let no_outcome = field("reports.outcome", "say how it went: there is no such outcome");
-        Ok(Report {
-            meter_id: words::meter_id("reports.meter_id", &meter_id)?,
-            lease,
-            outcome: numbered(outcome).ok_or(no_outcome)?,
-            apdus,
-            in_vain: pairs_tried.iter().map(pair).collect::<Result<_, _>>()?,
-            end,
-        })
-    };
-    request.reports.into_iter().map(one).collect()
+    request.reports.into_iter().map(report).collect()
+}
+
+fn report(wire: v1::WorkReport) -> Result<Report, Refused> {
+    let v1::WorkReport { meter_id, lease, outcome, apdus, pairs_tried, end } = wire;
+    if apdus.len() > APDUS_MAX || pairs_tried.len() > APDUS_MAX {
+        return Err(field("reports.apdus", "a report has at most 64 messages and 64 pairs"));
+    }
+    let meter_id = words::meter_id("reports.meter_id", &meter_id)?;
+    let no_outcome = field("reports.outcome", "say how it went: there is no such outcome");
+    let outcome = numbered(outcome).ok_or(no_outcome)?;
+    let in_vain = pairs_tried.iter().map(pair).collect::<Result<_, _>>()?;
+    Ok(Report { meter_id, lease, outcome, apdus, in_vain, end })
 }
 
 /// What reports came to.
 pub(crate) fn verdicts(verdicts: Vec<WorkVerdict>) -> v1::ReportWorkResponse {
-    let one = |WorkVerdict { meter_id, outcome }| {
-        let meter_id = meter_id.to_string();
-        match outcome {
-            Ok(work) => {
-                let state = work.row.phase as i32;
-                let code = work.row.refused.filter(|_| work.action == Action::Nothing);
-                v1::WorkVerdict {
-                    meter_id,
-                    state,
-                    code: code.map(|code| code.word().to_owned()).unwrap_or_default(),
-                    reason: String::new(),
-                    next: Some(wire_work(work)),
-                }
-            }
-            Err(error) => v1::WorkVerdict {
-                meter_id,
-                state: 0,
-                next: None,
-                code: match &error {
-                    LifecycleError::Refused(refusal) => refusal.code.word().to_owned(),
-                    _ => "UNAVAILABLE".to_owned(),
-                },
-                reason: error.to_string(),
-            },
-        }
-    };
-    v1::ReportWorkResponse { verdicts: verdicts.into_iter().map(one).collect() }
+    v1::ReportWorkResponse { verdicts: verdicts.into_iter().map(verdict).collect() }
+}
+
+fn verdict(WorkVerdict { meter_id, outcome }: WorkVerdict) -> v1::WorkVerdict {
+    let of_outcome = outcome.map_or_else(|error| refused(&error), going_on);
+    v1::WorkVerdict { meter_id: meter_id.to_string(), ..of_outcome }
+}
+
+/// What is next, without whose it is.
+fn going_on(work: Work) -> v1::WorkVerdict {
+    let state = work.row.phase as i32;
+    let code = work.row.refused.filter(|_| work.action == Action::Nothing);
+    let code = code.map(|code| code.word().to_owned()).unwrap_or_default();
+    v1::WorkVerdict { state, code, next: Some(wire_work(work)), ..Default::default() }
+}
+
+/// Why a report was refused, without whose it is.
+fn refused(error: &LifecycleError) -> v1::WorkVerdict {
+    let (code, reason) = (code_of(error), error.to_string());
+    v1::WorkVerdict { code, reason, ..Default::default() }
+}
+
+fn code_of(error: &LifecycleError) -> String {
+    match error {
+        LifecycleError::Refused(refusal) => refusal.code.word().to_owned(),
+        _ => "UNAVAILABLE".to_owned(),
+    }
 }
 
 /// What stands of one meter.

@@ -3,7 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use futures_util::stream;
-use kms_proto::v1;
+use kms_proto::v1::{
+    self, Campaign, CancelCampaignRequest, GetCampaignRequest, PauseCampaignRequest,
+    ResumeCampaignRequest,
+};
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -11,11 +14,16 @@ use super::{
     rotation::RotationService,
 };
 use crate::{
-    ciphering::{Item, Named, Outcome, Want},
-    lifecycle::{LifecycleError, OpenedFrame, Reported},
+    ciphering::{Item, Named, OpenedBatch, Outcome, Want},
+    lifecycle::{Lifecycle, LifecycleError, OpenedFrame, Reported},
     rpc::{
         access::{policy::Permit, verb::Verb},
-        messages::{campaigns, lifecycle_status::of_lifecycle, status::Refused, words},
+        messages::{
+            campaigns::{self, Report},
+            lifecycle_status::of_lifecycle,
+            status::Refused,
+            words,
+        },
     },
 };
 use kms_core::{
@@ -30,6 +38,30 @@ const EVERY_S: u32 = 2;
 const EVERY_MAX_S: u32 = 3_600;
 /// Bytes of a worker's name.
 const WORKER_MAX: usize = 64;
+
+type Told<T> = Result<Response<T>, Status>;
+
+/// What somebody decides about a campaign.
+enum Decision {
+    Pause { reason: String },
+    Resume { retry_failed: bool },
+    Cancel { reason: String },
+}
+
+impl Decision {
+    async fn carry_out(
+        self,
+        on: &Lifecycle,
+        call: &AuditedCall,
+        name: &str,
+    ) -> Result<(), LifecycleError> {
+        match self {
+            Self::Pause { reason } => on.pause_campaign(call, name, &reason).await,
+            Self::Resume { retry_failed } => on.resume_campaign(call, name, retry_failed).await,
+            Self::Cancel { reason } => on.cancel_campaign(call, name, &reason).await,
+        }
+    }
+}
 
 impl RotationService {
     /// Carries a change of a campaign to its end, whoever hangs up.
@@ -72,10 +104,7 @@ impl RotationService {
         Ok(Response::new(campaigns::started(started, replicated)))
     }
 
-    pub(super) async fn get(
-        &self,
-        request: Request<v1::GetCampaignRequest>,
-    ) -> Result<Response<v1::Campaign>, Status> {
+    pub(super) async fn get(&self, request: Request<GetCampaignRequest>) -> Told<Campaign> {
         let permit = Permit::of(&request, Verb::GetCampaign)?;
         let _charge = self.budget.charge(&permit, 1)?;
         Ok(Response::new(self.seen(&request.get_ref().name).await?))
@@ -104,45 +133,39 @@ impl RotationService {
         Ok(Response::new(campaigns::members(page)))
     }
 
-    pub(super) async fn pause(
-        &self,
-        request: Request<v1::PauseCampaignRequest>,
-    ) -> Result<Response<v1::Campaign>, Status> {
+    pub(super) async fn pause(&self, request: Request<PauseCampaignRequest>) -> Told<Campaign> {
         let permit = Permit::of(&request, Verb::PauseCampaign)?;
         let call = self.audit.call(&permit, &request);
-        let v1::PauseCampaignRequest { name, reason } = request.into_inner();
-        let (lifecycle, of, wanted) =
-            (Arc::clone(&self.lifecycle), (call.clone(), 1), name.clone());
-        let change = async move { lifecycle.pause_campaign(&call, &wanted, &reason).await };
-        self.of_campaign(&permit, of, change).await?;
-        Ok(Response::new(self.seen(&name).await?))
+        let PauseCampaignRequest { name, reason } = request.into_inner();
+        self.decide(&permit, call, name, Decision::Pause { reason }).await
     }
 
-    pub(super) async fn resume(
-        &self,
-        request: Request<v1::ResumeCampaignRequest>,
-    ) -> Result<Response<v1::Campaign>, Status> {
+    pub(super) async fn resume(&self, request: Request<ResumeCampaignRequest>) -> Told<Campaign> {
         let permit = Permit::of(&request, Verb::ResumeCampaign)?;
         let call = self.audit.call(&permit, &request);
-        let v1::ResumeCampaignRequest { name, retry_failed } = request.into_inner();
-        let (lifecycle, of, wanted) =
-            (Arc::clone(&self.lifecycle), (call.clone(), 1), name.clone());
-        let change = async move { lifecycle.resume_campaign(&call, &wanted, retry_failed).await };
-        self.of_campaign(&permit, of, change).await?;
-        Ok(Response::new(self.seen(&name).await?))
+        let ResumeCampaignRequest { name, retry_failed } = request.into_inner();
+        self.decide(&permit, call, name, Decision::Resume { retry_failed }).await
     }
 
-    pub(super) async fn cancel(
-        &self,
-        request: Request<v1::CancelCampaignRequest>,
-    ) -> Result<Response<v1::Campaign>, Status> {
+    pub(super) async fn cancel(&self, request: Request<CancelCampaignRequest>) -> Told<Campaign> {
         let permit = Permit::of(&request, Verb::CancelCampaign)?;
         let call = self.audit.call(&permit, &request);
-        let v1::CancelCampaignRequest { name, reason } = request.into_inner();
+        let CancelCampaignRequest { name, reason } = request.into_inner();
+        self.decide(&permit, call, name, Decision::Cancel { reason }).await
+    }
+
+    /// Carries out what somebody has decided about a campaign, and shows how it stands then.
+    async fn decide(
+        &self,
+        permit: &Permit,
+        call: AuditedCall,
+        name: String,
+        decision: Decision,
+    ) -> Told<Campaign> {
         let (lifecycle, of, wanted) =
             (Arc::clone(&self.lifecycle), (call.clone(), 1), name.clone());
-        let change = async move { lifecycle.cancel_campaign(&call, &wanted, &reason).await };
-        self.of_campaign(&permit, of, change).await?;
+        let change = async move { decision.carry_out(&lifecycle, &call, &wanted).await };
+        self.of_campaign(permit, of, change).await?;
         Ok(Response::new(self.seen(&name).await?))
     }
 
@@ -159,11 +182,7 @@ impl RotationService {
             let (this, name) = (this.clone(), name.clone());
             async move {
                 let last = last?;
-                let is_over = matches!(
-                    v1::CampaignStatus::try_from(last.status),
-                    Ok(v1::CampaignStatus::Finished | v1::CampaignStatus::Cancelled)
-                );
-                if is_over {
+                if is_over(&last) {
                     return Some((Ok(last), None));
                 }
                 tokio::time::sleep(Duration::from_secs(every.into())).await;
@@ -210,37 +229,11 @@ impl RotationService {
         let of = (call.clone(), messages + reports.len());
         let verdicts = self
             .of_campaign(&permit, of, async move {
-                let items: Vec<Item<'_>> = reports
-                    .iter()
-                    .flat_map(|report| {
-                        report.apdus.iter().map(|apdu| Item {
-                            apdu,
-                            named: Named::Id(report.meter_id.as_str()),
-                            setup: None,
-                        })
-                    })
-                    .collect();
+                let items: Vec<Item<'_>> = reports.iter().flat_map(items_of).collect();
                 let opened = ciphering.open_batch(&items, Want::Plaintext).await;
-                let mut plaintexts = opened.plaintexts.as_slice();
-                let mut frames = Vec::with_capacity(items.len());
-                for (outcome, len) in opened.outcomes.iter().zip(&opened.lengths) {
-                    let (plain, rest) =
-                        plaintexts.split_at_checked(*len as usize).unwrap_or_default();
-                    plaintexts = rest;
-                    frames.push(frame(outcome, plain));
-                }
-                let mut frames = frames.into_iter();
-                let reported = reports.into_iter().map(|report| Reported {
-                    opened: frames.by_ref().take(report.apdus.len()).flatten().collect(),
-                    frame: beginning(&report.apdus),
-                    meter_id: report.meter_id,
-                    lease: report.lease,
-                    outcome: report.outcome,
-                    in_vain: report.in_vain,
-                    end: report.end,
-                });
-                let reported: Vec<Reported> = reported.collect();
-                lifecycle.report_work(&call, reported).await
+                let mut frames = frames(&opened).into_iter();
+                let reported = reports.into_iter().map(|report| reported(report, &mut frames));
+                lifecycle.report_work(&call, reported.collect()).await
             })
             .await?;
         Ok(Response::new(campaigns::verdicts(verdicts)))
@@ -257,6 +250,36 @@ impl RotationService {
         let rotation = rotation.map_err(|error| of_lifecycle(&error))?;
         Ok(Response::new(campaigns::meter_rotation(rotation)))
     }
+}
+
+fn is_over(campaign: &Campaign) -> bool {
+    let status = v1::CampaignStatus::try_from(campaign.status);
+    matches!(status, Ok(v1::CampaignStatus::Finished | v1::CampaignStatus::Cancelled))
+}
+
+fn items_of(report: &Report) -> impl Iterator<Item = Item<'_>> {
+    let named = Named::Id(report.meter_id.as_str());
+    report.apdus.iter().map(move |apdu| Item { apdu, named, setup: None })
+}
+
+/// The messages of all reports, in their order, each with what it was opened to.
+fn frames(opened: &OpenedBatch) -> Vec<Option<OpenedFrame>> {
+    let mut plaintexts = opened.plaintexts.as_slice();
+    let mut frames = Vec::with_capacity(opened.outcomes.len());
+    for (outcome, len) in opened.outcomes.iter().zip(&opened.lengths) {
+        let (plain, rest) = plaintexts.split_at_checked(*len as usize).unwrap_or_default();
+        plaintexts = rest;
+        frames.push(frame(outcome, plain));
+    }
+    frames
+}
+
+/// A report with its own of these messages, which are the next ones.
+fn reported(report: Report, frames: &mut impl Iterator<Item = Option<OpenedFrame>>) -> Reported {
+    let opened = frames.take(report.apdus.len()).flatten().collect();
+    let frame = beginning(&report.apdus);
+    let Report { meter_id, lease, outcome, in_vain, end, .. } = report;
+    Reported { meter_id, lease, outcome, opened, in_vain, frame, end }
 }
 
 /// A message that was opened with a whole tag, and the pair that opened it.
