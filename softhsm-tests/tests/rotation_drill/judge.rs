@@ -169,8 +169,10 @@ impl Drill {
 
     /// Declares a counter; where the step is longer than one person may say, in several.
     async fn declare_above(&self, n: u64, last: u32) {
-        let mut steps: Vec<u32> =
-            (0..=last >> 25).map(|step| step << 25 | STEP - 1).filter(|it| *it < last).collect();
+        let mut steps: Vec<u32> = (0..=last >> 25)
+            .map(|step| (step << 25) | (STEP - 1))
+            .filter(|it| *it < last)
+            .collect();
         steps.push(last);
         for last in steps {
             self.sites.declare(n, Some(last)).await;

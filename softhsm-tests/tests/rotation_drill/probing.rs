@@ -109,15 +109,14 @@ struct Open {
     challenge: Bytes,
 }
 
+type AllTried = Vec<(usize, Tried)>;
+/// The name of an association, and the meter's answer.
+type Heard = (Bytes, Bytes);
 type Calls<T> = Vec<(Open, Result<T, Status>)>;
 
 impl Drill {
     /// Opens associations by GMAC under these pairs. `is_struck`: the server is killed while it answers challenges.
-    pub(crate) async fn authenticate(
-        &mut self,
-        wanted: Vec<Wanted>,
-        is_struck: bool,
-    ) -> Vec<(usize, Tried)> {
+    pub(crate) async fn authenticate(&mut self, wanted: Vec<Wanted>, is_struck: bool) -> AllTried {
         let mut tried = Vec::new();
         if wanted.is_empty() {
             return tried;
@@ -164,11 +163,7 @@ impl Drill {
     }
 
     /// Passes 1 and 2.
-    fn ask_for(
-        &mut self,
-        open: Open,
-        (opens, tried): (&mut Vec<(Open, Bytes)>, &mut Vec<(usize, Tried)>),
-    ) {
+    fn ask_for(&mut self, open: Open, (opens, tried): (&mut Vec<(Open, Bytes)>, &mut AllTried)) {
         let (at, n) = (open.wanted.at, open.wanted.n);
         let aarq = Opening {
             ciphered: true,
@@ -197,7 +192,7 @@ impl Drill {
         &mut self,
         open: Open,
         apdu: &[u8],
-        (heard, tried): (&mut Vec<(Bytes, Bytes)>, &mut Vec<(usize, Tried)>),
+        (heard, tried): (&mut Vec<Heard>, &mut AllTried),
     ) {
         let Wanted { at, n, cut, .. } = open.wanted;
         let back = self.field.exchange(n, (BY_HLS, apdu), cut);
