@@ -22,13 +22,6 @@ use super::{
     head_end::{Act, Drill, within},
 };
 
-/// Associations that were begun, each with the meter's challenge.
-type Opens = Vec<(Open, Bytes)>;
-/// Associations, each with what the meter answered in it.
-type Exchanges = Vec<(Bytes, Bytes)>;
-/// How it went, by the place of what was asked for.
-type TriedOn = Vec<(usize, Tried)>;
-
 const AT_ONCE: usize = 16;
 const GET: Request = Request::Get { id: 0xc1, at: CLOCK };
 const LOCKED_S: u64 = 600;
@@ -116,15 +109,14 @@ struct Open {
     challenge: Bytes,
 }
 
+type AllTried = Vec<(usize, Tried)>;
+/// The name of an association, and the meter's answer.
+type Heard = (Bytes, Bytes);
 type Calls<T> = Vec<(Open, Result<T, Status>)>;
 
 impl Drill {
     /// Opens associations by GMAC under these pairs. `is_struck`: the server is killed while it answers challenges.
-    pub(crate) async fn authenticate(
-        &mut self,
-        wanted: Vec<Wanted>,
-        is_struck: bool,
-    ) -> Vec<(usize, Tried)> {
+    pub(crate) async fn authenticate(&mut self, wanted: Vec<Wanted>, is_struck: bool) -> AllTried {
         let mut tried = Vec::new();
         if wanted.is_empty() {
             return tried;
@@ -171,7 +163,7 @@ impl Drill {
     }
 
     /// Passes 1 and 2.
-    fn ask_for(&mut self, open: Open, (opens, tried): (&mut Opens, &mut TriedOn)) {
+    fn ask_for(&mut self, open: Open, (opens, tried): (&mut Vec<(Open, Bytes)>, &mut AllTried)) {
         let (at, n) = (open.wanted.at, open.wanted.n);
         let aarq = Opening {
             ciphered: true,
@@ -200,7 +192,7 @@ impl Drill {
         &mut self,
         open: Open,
         apdu: &[u8],
-        (heard, tried): (&mut Exchanges, &mut TriedOn),
+        (heard, tried): (&mut Vec<Heard>, &mut AllTried),
     ) {
         let Wanted { at, n, cut, .. } = open.wanted;
         let back = self.field.exchange(n, (BY_HLS, apdu), cut);
