@@ -280,7 +280,7 @@ async fn a_site_of_an_older_version_is_migrated_once_and_only_when_asked() {
                DROP TABLE counter_marks; DROP TABLE witnessed_marks; DROP TABLE receive_floors; \
                DROP TABLE floor_runs; DROP TABLE papers; DROP TABLE restore; DROP TABLE site_tokens; \
                DROP TABLE peer_audit_events; DROP TABLE peer_audit_checkpoints; DROP TABLE peer_audit_chains; \
-               DROP TABLE approvals; \
+               DROP TABLE approvals; DROP TABLE site_keks; DROP TABLE closed_keks; \
                DROP TABLE head_table; ALTER TABLE domain DROP COLUMN signature; \
                ALTER TABLE domain DROP COLUMN read_only; \
                PRAGMA user_version = 2;";
