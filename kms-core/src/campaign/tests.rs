@@ -98,6 +98,8 @@ fn a_lease_is_one_ones_until_it_is_over_and_then_goes_to_another_one_first() {
     assert!(driven.holds(&title, lease, 109));
     assert!(!driven.holds(&title, lease, 110));
     assert!(!driven.holds(&title, 0, 20));
+    // Another one's number is none.
+    assert!(!driven.holds(&title, lease + 1, 20));
     let (other, _) = take(&mut driven, 1, 20);
     assert_ne!(other[0].title, title);
     assert_eq!(take(&mut driven, 1, 111).0[0].title, title);
