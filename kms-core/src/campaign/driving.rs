@@ -54,6 +54,7 @@ struct Label {
     /// Canaries that are begun.
     canaries: u32,
     canaries_done: u32,
+    canaries_failed: u32,
     done: u64,
     failed: u64,
 }
@@ -160,7 +161,9 @@ impl Driven {
                 }
             };
             by(&mut label.exposed, row.is_exposed());
-            by(&mut label.canaries, row.canary);
+            // One that was given back unsent keeps no place: it is begun anew, or another one is.
+            by(&mut label.canaries, row.canary && !waits(row));
+            by(&mut label.canaries_failed, row.canary && row.phase == Phase::Failed);
             by(&mut label.canaries_done, row.canary && row.phase == Phase::Done);
             let long = |counter: &mut u64, is: bool| {
                 if is {
@@ -265,8 +268,16 @@ impl Driven {
                 }
             }
         }
-        let next = self.waiting.iter().map(|(_, at, _)| *at).filter(|at| *at > now_ms).min();
-        Some(if held { NoWork::Capped } else { NoWork::Waiting { at_ms: next } })
+        Some(if held { NoWork::Capped } else { NoWork::Waiting { at_ms: self.next_ms(now_ms) } })
+    }
+
+    /// The time at which the next of those that wait may be begun.
+    fn next_ms(&self, now_ms: u64) -> Option<u64> {
+        let later = |label: u8| {
+            let from = (label, now_ms.saturating_add(1), SystemTitle::new([0; 8]));
+            self.waiting.range(from..).next().filter(|(it, ..)| *it == label).map(|(_, at, _)| *at)
+        };
+        (0..self.labels.len() as u8).filter_map(later).min() // At most 64.
     }
 
     /// Whether the canaries of a label are through.
@@ -313,7 +324,7 @@ impl Driven {
         if since == 0 {
             return None;
         }
-        if self.labels.iter().any(|label| label.canaries > 0 && label.failed > 0)
+        if self.labels.iter().any(|label| label.canaries_failed > 0)
             && let Some(row) = self.rows.values().find(fell)
         {
             let label = self.campaign.labels.get(usize::from(row.label));

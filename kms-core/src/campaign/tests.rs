@@ -196,6 +196,17 @@ fn a_sleeper_is_no_failure_and_keeps_no_place_of_a_canary() {
 }
 
 #[test]
+fn a_canary_that_was_given_back_unsent_is_begun_again() {
+    let mut driven = driven(Policy::default(), 3, 0);
+    let rows = send(&mut driven, 1, 5);
+    assert!(rows[0].canary);
+    // Its key could not be proved now, or whoever had it gave it back.
+    end(&mut driven, &rows[0], Phase::Staged, false);
+    let again = take(&mut driven, 10, 6).0;
+    assert_eq!(again.iter().map(|row| row.canary).collect::<Vec<_>>(), [true]);
+}
+
+#[test]
 fn cancelled_it_leaves_those_that_hold_nothing_and_names_the_others() {
     let policy = Policy { canaries: 0, ..Policy::default() };
     let mut driven = driven(policy, 4, 0);

@@ -41,11 +41,12 @@ impl Lifecycle {
         let mut held = shared.lock().await;
         let policy = held.driven.campaign.policy.clone();
         let after = held.looked;
-        let exposed = || held.driven.exposed(now_ms);
         // All in turn: a sleeper is exposed for days.
-        let behind = exposed().filter(|row| after.is_none_or(|after| row.title > after));
-        let open: Vec<Row> = behind.chain(exposed()).take(AT_ONCE).cloned().collect();
-        let open: Vec<Row> = open.into_iter().take(exposed().count()).collect();
+        let (behind, before): (Vec<&Row>, Vec<&Row>) = held
+            .driven
+            .exposed(now_ms)
+            .partition(|row| after.is_none_or(|after| row.title > after));
+        let open: Vec<Row> = behind.into_iter().chain(before).take(AT_ONCE).cloned().collect();
         held.looked = open.last().map(|row| row.title);
         let titles: Vec<SystemTitle> = open.iter().map(|row| row.title).collect();
         let mut changed = Vec::new();

@@ -206,9 +206,17 @@ impl Lifecycle {
         for Known { at, row } in known {
             let Some(report) = reports.get(at) else { continue };
             let under = Under { policy: &policy, name: &name };
-            judged.push((at, self.judge_report(call, (report, row), under).await));
+            let was = row.clone();
+            judged.push((at, was, self.judge_report(call, (report, row), under).await));
         }
         let mut held = shared.lock().await;
+        // Somebody else said something of it meanwhile: what that came to stands.
+        let as_it_was = |was: &Row| held.driven.row(&was.title) == Some(was);
+        let judged = judged.into_iter().map(|(at, was, judged)| match as_it_was(&was) {
+            true => (at, judged),
+            false => (at, Err(lease_over())),
+        });
+        let judged: Vec<(usize, Judged)> = judged.collect();
         let rows: Vec<Row> =
             judged.iter().filter_map(|(_, it)| it.as_ref().ok().map(|it| it.row.clone())).collect();
         self.store_rows(call, &mut held, rows).await?;

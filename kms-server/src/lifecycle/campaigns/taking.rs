@@ -16,7 +16,7 @@ use kms_core::{
     KeyKind, MeterId, MeterRecord, RefusalCode, SystemTitle,
     audit::AuditedCall,
     campaign::{
-        Campaign, Status,
+        Status,
         driving::NoWork,
         policy::Policy,
         row::{Action, Phase, Row},
@@ -74,6 +74,22 @@ struct Looked {
     row: Row,
     meter: Result<MeterRecord, LifecycleError>,
 }
+
+/// What was given out, as it stood: keys are made meanwhile, and somebody may pause or cancel.
+struct Were {
+    status: Status,
+    rows: Vec<Row>,
+}
+
+impl Were {
+    fn stand_in(&self, held: &Held) -> bool {
+        let as_it_was = |row: &Row| held.driven.row(&row.title) == Some(row);
+        held.driven.campaign.status == self.status && self.rows.iter().all(as_it_was)
+    }
+}
+
+/// Why nothing of that goes out.
+const CHANGED: &str = "the campaign was changed meanwhile: take work again";
 
 /// A member on its way out.
 struct Ready {
@@ -149,7 +165,7 @@ impl Lifecycle {
         let now_ms = self.clock.unix_ms();
         let mut numbers = vec![0; most * 8];
         self.draw(&mut numbers)?;
-        let (rows, why, policy, name) = {
+        let (rows, were, why, campaign) = {
             let mut held = shared.lock().await;
             let Held { driven, busy, .. } = &mut *held;
             let slot = driven.campaign.slot;
@@ -157,12 +173,13 @@ impl Lifecycle {
             let lease = || lease_in(slot, numbers.next().unwrap_or_default());
             let (rows, why) = driven.take((most, busy), now_ms, lease);
             busy.extend(rows.iter().map(|row| (row.title, row.label)));
-            let Campaign { policy, name, .. } = &driven.campaign;
-            (rows, why, policy.clone(), name.clone())
+            let were = rows.iter().filter_map(|row| driven.row(&row.title).cloned());
+            let were = Were { status: driven.campaign.status, rows: were.collect() };
+            (rows, were, why, driven.campaign.clone())
         };
         let titles: Vec<SystemTitle> = rows.iter().map(|row| row.title).collect();
-        let under = Under { policy: &policy, name: &name };
-        let outcome = self.give_out(call, (shared, worker), (rows, under)).await;
+        let under = Under { policy: &campaign.policy, name: &campaign.name };
+        let outcome = self.give_out(call, (shared, worker), (rows, &were, under)).await;
         let mut held = shared.lock().await;
         titles.iter().for_each(|title| _ = held.busy.remove(title));
         let mut taken = outcome?;
@@ -177,7 +194,7 @@ impl Lifecycle {
         &self,
         call: &AuditedCall,
         (shared, worker): (&Shared, &str),
-        (rows, under): (Vec<Row>, Under<'_>),
+        (rows, were, under): (Vec<Row>, &Were, Under<'_>),
     ) -> Result<Taken, LifecycleError> {
         if rows.is_empty() {
             // What paced it may have moved on; and whoever asks finds out that it is over.
@@ -186,6 +203,9 @@ impl Lifecycle {
         }
         let (ready, reason) = self.make_ready(call, rows, under).await;
         let mut held = shared.lock().await;
+        if !were.stand_in(&held) {
+            return Ok(Taken { reason: CHANGED.to_owned(), retry_after_ms: 100, work: Vec::new() });
+        }
         let before = held.driven.campaign.clone();
         let rows: Vec<Row> = ready.iter().map(|it| it.row.clone()).collect();
         let given = ready.iter().filter(|it| it.action != Action::Nothing).count();
