@@ -76,12 +76,8 @@ impl Lifecycle {
     /// The campaign of this name, to be driven here: refused where another node drives it.
     pub(super) async fn drive(&self, name: &str) -> Result<Shared, LifecycleError> {
         self.check_writes()?;
-        for shared in self.campaigns.all() {
-            let held = shared.lock().await;
-            if held.driven.campaign.name == name && self.is_ours(&held.driven.campaign) {
-                drop(held);
-                return Ok(shared);
-            }
+        if let Some(shared) = self.ours(self.campaigns.named(name)).await {
+            return Ok(shared);
         }
         let stored = self.stored_campaign(name).await?;
         self.drive_stored(stored).await
@@ -92,7 +88,9 @@ impl Lifecycle {
         self.check_driver(&stored)?;
         if let Some(shared) = self.campaigns.get(&stored.id) {
             let held = shared.lock().await;
-            if held.driven.campaign == stored {
+            let known = &held.driven.campaign;
+            // Of what this node drives it knows later states than what was read a moment ago.
+            if *known == stored || known.changes > stored.changes && self.is_ours(known) {
                 drop(held);
                 return Ok(shared);
             }
@@ -104,15 +102,13 @@ impl Lifecycle {
 
     /// The campaign in a place, if it is driven here.
     pub(super) async fn driven_at(&self, slot: u8) -> Option<Shared> {
-        for shared in self.campaigns.all() {
-            let held = shared.lock().await;
-            let is_it = held.driven.campaign.slot == slot && self.is_ours(&held.driven.campaign);
-            drop(held);
-            if is_it {
-                return Some(shared);
-            }
-        }
-        None
+        self.ours(self.campaigns.at(slot)).await
+    }
+
+    async fn ours(&self, found: Option<Shared>) -> Option<Shared> {
+        let shared = found?;
+        let is_ours = self.is_ours(&shared.lock().await.driven.campaign);
+        is_ours.then_some(shared)
     }
 
     fn is_ours(&self, campaign: &Campaign) -> bool {

@@ -37,9 +37,18 @@ pub(in crate::lifecycle) struct Campaigns {
     /// The name of this node.
     pub(super) node: String,
     /// A std lock: held for a look.
-    held: Mutex<BTreeMap<CampaignId, Shared>>,
+    /// By the campaign's place: as many as are remembered.
+    held: Mutex<BTreeMap<u8, Entry>>,
     /// Those that were looked at and are driven elsewhere, or are over: as they were stored then. As many as are remembered.
     seen: Mutex<BTreeMap<u8, Arc<Driven>>>,
+}
+
+/// What is known of one without waiting for whoever has it.
+#[derive(Clone, Debug)]
+struct Entry {
+    id: CampaignId,
+    name: String,
+    shared: Shared,
 }
 
 impl Campaigns {
@@ -48,18 +57,28 @@ impl Campaigns {
         Self { node, ..Self::default() }
     }
 
-    fn held(&self) -> MutexGuard<'_, BTreeMap<CampaignId, Shared>> {
+    fn held(&self) -> MutexGuard<'_, BTreeMap<u8, Entry>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The one of this identity, if it is driven here.
     pub(super) fn get(&self, id: &CampaignId) -> Option<Shared> {
-        self.held().get(id).cloned()
+        self.held().values().find(|it| it.id == *id).map(|it| Arc::clone(&it.shared))
+    }
+
+    /// The one in a place.
+    pub(super) fn at(&self, slot: u8) -> Option<Shared> {
+        self.held().get(&slot).map(|it| Arc::clone(&it.shared))
+    }
+
+    /// The one of this name.
+    pub(super) fn named(&self, name: &str) -> Option<Shared> {
+        self.held().values().find(|it| it.name == name).map(|it| Arc::clone(&it.shared))
     }
 
     /// All that are driven here.
     pub(super) fn all(&self) -> Vec<Shared> {
-        self.held().values().cloned().collect()
+        self.held().values().map(|it| Arc::clone(&it.shared)).collect()
     }
 
     /// One as it was looked at before, if it has not changed since.
@@ -76,13 +95,19 @@ impl Campaigns {
 
     /// Drives one; somebody else was first: that one.
     pub(super) fn put(&self, driven: Driven) -> Shared {
-        let id = driven.campaign.id;
-        let held = Held::of(driven);
-        Arc::clone(self.held().entry(id).or_insert_with(|| Arc::new(tokio::sync::Mutex::new(held))))
+        let Campaign { slot, id, name, .. } = &driven.campaign;
+        let (slot, id, name) = (*slot, *id, name.clone());
+        let mut all = self.held();
+        if let Some(known) = all.get(&slot).filter(|it| it.id == id) {
+            return Arc::clone(&known.shared);
+        }
+        let shared = Arc::new(tokio::sync::Mutex::new(Held::of(driven)));
+        all.insert(slot, Entry { id, name, shared: Arc::clone(&shared) });
+        shared
     }
 
     /// Drives it no longer: another node has changed it, and it is read again when it is next asked for.
     pub(super) fn forget(&self, id: &CampaignId) {
-        self.held().remove(id);
+        self.held().retain(|_, it| it.id != *id);
     }
 }
