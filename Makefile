@@ -15,8 +15,7 @@ ALLOCATIONS ?= 1000000
 COUNTERS ?= 100000000
 
 .DEFAULT_GOAL := help
-.PHONY: adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop interop-meter handbook
-.PHONY: rotation-drill site-keys-drill adversary allocate disasters disasters-full kryoptic simulate transmit proto measure breaks hostile help bootstrap build demo dev test check deny advisories bench fuzz deb test-deb test-deploy interop handbook
+.PHONY: adversary advisories allocate bench bootstrap breaks build check demo deny deb dev disasters disasters-full fuzz handbook help hostile interop interop-meter kryoptic measure proto rotation-drill simulate site-keys-drill test test-deb test-deploy transmit
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,10 +64,10 @@ proto: ## Write proto/src/generated anew, after a change of a .proto file
 	$(CARGO) run --quiet --locked --manifest-path proto/generate/Cargo.toml
 
 KEYS ?= 100000
-KILLS ?= 100
-site-keys-drill: ## Rotate block secrets, then the site KEK, over KEYS meters while the server is killed KILLS times each
+KEYS_KILLS ?= 100
+site-keys-drill: ## Rotate block secrets, then the site KEK, over KEYS meters while the server is killed KEYS_KILLS (100) times each
 	$(CARGO) build --locked --workspace --bins
-	SITE_KEYS_KEYS=$(KEYS) SITE_KEYS_KILLS=$(KILLS) $(CARGO) nextest run --locked --workspace --test site_keys --no-capture
+	SITE_KEYS_KEYS=$(KEYS) SITE_KEYS_KILLS=$(KEYS_KILLS) $(CARGO) nextest run --locked --workspace --test site_keys --no-capture
 
 METERS ?= 10000
 DIALECTS ?= two

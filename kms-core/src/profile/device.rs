@@ -77,8 +77,8 @@ pub struct DeviceProfile {
     pub description: String,
     /// What becomes of counters when the encryption key changes.
     pub counters_on_new_key: CountersOnNewKey,
-    /// The largest step from one counter to the next that the meter takes. `None`: any. With one, counters are given
-    /// out only as far as the peer has acknowledged them.
+    /// The largest step from one counter to the next that the meter takes. `None`: any. Compared between sites, and
+    /// not kept to yet.
     pub largest_gap: Option<u32>,
     /// Its receive floors.
     pub floors: FloorRule,
