@@ -89,16 +89,23 @@ impl At<'_> {
         all.push(self.step((verb, Some(version)), reason));
     }
 
-    /// Which pair the meter holds, of a version that was handed out.
+    /// Which pair the meter holds, of a version that was handed out: begins with the likeliest.
     fn find_out(self, version: u16, carrier: SecuritySetup) -> Advice {
-        let tried: Vec<String> = pairs(self.meter, carrier).iter().map(word).collect();
+        let pairs = pairs(self.meter, carrier);
+        let tried: Vec<String> = pairs.iter().map(word).collect();
         let tried = tried.join(", ");
+        let under = pairs.first().map(under).unwrap_or_default();
+        let setup = match carrier.0 {
+            0 => String::new(),
+            setup => format!(" --security-setup {setup}"),
+        };
+        let meter = quoted(self.meter.meter_id.as_str());
         Advice {
-            command: format!("ami-tool decrypt --meter={} -", quoted(self.meter.meter_id.as_str())),
+            command: format!("ami-tool hls challenge --meter={meter}{setup}{under}"),
             reason: format!(
-                "version {version} was handed out and is not shown: authenticate to the meter (HLS), or read anything of it, \
-                 under each of the pairs {tried} (GUEK/GAK) in turn, and have what it sends opened: the pair that it answers to \
-                 is the one that it holds"
+                "version {version} was handed out and is not shown: begin an association (HLS) under each of the pairs {tried} \
+                 (GUEK/GAK) in turn and have the meter's answer verified (`ami-tool hls verify`), or read its clock under them \
+                 (`ami-tool encrypt --probe`): the pair that it answers to is the one that it holds"
             ),
         }
     }
@@ -132,6 +139,12 @@ fn back_to(key: &KeyRecord, preferred: Option<u16>) -> Option<(&'static str, &'s
         KeyState::Deactivated => Some(("revive", SET_BACK)),
         _ => None,
     }
+}
+
+/// The flags that name a pair; without a GAK there is none to name.
+fn under(pair: &Pair) -> String {
+    let Some(authentication) = pair.authentication else { return String::new() };
+    format!(" --encryption-version {} --authentication-version {authentication}", pair.encryption)
 }
 
 fn word(pair: &Pair) -> String {

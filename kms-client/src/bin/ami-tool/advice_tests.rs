@@ -132,7 +132,7 @@ fn a_meter_that_may_hold_what_was_sent_is_looked_at_first() {
     assert_eq!(
         of(&stuck),
         [
-            "ami-tool decrypt --meter=m-1 -",
+            "ami-tool hls challenge --meter=m-1 --security-setup 3 --encryption-version 2 --authentication-version 1",
             "ami-tool key next-transfer m-1 GUEK --security-setup 3",
             "ami-tool key destroy --last-way m-1 GUEK 2 --security-setup 3",
         ]
