@@ -357,6 +357,10 @@ impl Driven {
             row.failures = 0;
             row.probed = 0;
             row.until_ms = 0;
+            // What it fell back from proves nothing any more: it gets new keys.
+            if row.restarted {
+                row.targets = Default::default();
+            }
             row.restarted = false;
         }
         again

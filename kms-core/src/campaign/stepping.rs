@@ -135,6 +135,8 @@ pub struct Heard {
     pub outcome: Outcome,
     /// Pairs under which authentic messages of the meter's own were opened.
     pub opened: Vec<Pair>,
+    /// The pair of the setup that is rotated, under which it sent something new.
+    pub again: Option<Pair>,
     /// Pairs that were tried in vain.
     pub in_vain: Vec<Pair>,
     /// The beginning of what came back.
@@ -277,7 +279,7 @@ fn after_restart(
     now_ms: u64,
 ) -> Next {
     let heard = answer.heard;
-    match answer.seen.filter(|_| row.restarted) {
+    match heard.again.filter(|_| row.restarted) {
         Some(pair) => {
             let is_new = is_new(pair, policy, row);
             row.phase = if is_new { Phase::Done } else { Phase::Failed };

@@ -160,6 +160,7 @@ impl Driving<'_> {
             (outcome.encryption_key_version, outcome.authentication_key_version);
         OpenedFrame {
             title: title(n),
+            setup: outcome.setup,
             pair: Some(Pair { encryption, authentication: Some(authentication) }),
             shown: outcome.shown,
             plaintext,

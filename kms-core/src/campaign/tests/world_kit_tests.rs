@@ -252,6 +252,7 @@ impl World {
         let mut heard = Heard {
             outcome: Outcome::NoAnswer,
             opened: Vec::new(),
+            again: None,
             in_vain: Vec::new(),
             frame: vec![1],
             end: false,
@@ -293,6 +294,7 @@ impl World {
             }
             Action::Nothing => {}
         }
+        heard.again = heard.opened.last().copied();
         report(&self.meters[&title].record, &policy, row, &heard, self.now_ms)
     }
 

@@ -161,6 +161,7 @@ fn a_meter_that_is_at_its_former_keys_has_failed_only_if_something_was_sent_sinc
     let (meter, mut row) = World::new(1, policy.clone(), |_| Manner::Honest, 0).handed_out();
     let old = Pair { encryption: 1, authentication: Some(1) };
     let heard = |outcome, opened: &[Pair]| Heard {
+        again: opened.last().copied(),
         outcome,
         opened: opened.to_vec(),
         in_vain: Vec::new(),

@@ -1,6 +1,6 @@
 //! What came of work: the meter's own messages decide, by its record; everything else is a hint.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     storing::News,
@@ -10,7 +10,7 @@ use super::{
 use crate::lifecycle::{error::LifecycleError, refusal::refusal, verbs::Lifecycle};
 use dlms::class64::action_result;
 use kms_core::{
-    MeterId, MeterRecord, RefusalCode, SystemTitle, TransferResult,
+    MeterId, MeterRecord, RefusalCode, SecuritySetup, SystemTitle, TransferResult,
     audit::AuditedCall,
     campaign::{
         Campaign, Part, Status,
@@ -30,6 +30,8 @@ use kms_core::{
 pub struct OpenedFrame {
     /// Whose it is.
     pub title: SystemTitle,
+    /// The security setup whose keys opened it.
+    pub setup: SecuritySetup,
     /// The pair that opened it, with a whole tag.
     pub pair: Option<Pair>,
     /// Keys that it vouches for.
@@ -188,12 +190,17 @@ impl Lifecycle {
         let now_ms = self.clock.unix_ms();
         let (known, policy, name) = {
             let held = shared.lock().await;
+            // A meter that comes twice in one call is judged once.
+            let mut seen = BTreeSet::new();
             let mut known = Vec::new();
             for at in some {
                 let Some(report) = reports.get(*at) else { continue };
                 let title = self.title_of(&report.meter_id).await?;
                 match held.driven.row(&title) {
-                    Some(row) if held.driven.holds(&title, report.lease, now_ms) => {
+                    Some(row)
+                        if held.driven.holds(&title, report.lease, now_ms)
+                            && seen.insert(title) =>
+                    {
                         known.push(Known { at: *at, row: row.clone() });
                     }
                     _ => say(verdicts, *at, Err(lease_over())),
@@ -251,7 +258,7 @@ impl Lifecycle {
     /// Stops a campaign where too many have failed, and ends it where nothing is left.
     pub(super) async fn judge_held(&self, held: &mut Held) -> Result<(), LifecycleError> {
         let before = held.driven.campaign.clone();
-        if !held.busy.is_empty() || !held.driven.judge(self.clock.unix_ms()) {
+        if !held.driven.judge(self.clock.unix_ms()) {
             return Ok(());
         }
         let campaign = std::mem::replace(&mut held.driven.campaign, before.clone());
@@ -285,7 +292,7 @@ impl Lifecycle {
         {
             meter = changed;
         }
-        let heard = heard_of(reported, &meter);
+        let heard = heard_of(reported, &meter, policy);
         let (mut action, mut pairs) = report(&meter, policy, &mut row, &heard, now_ms);
         // The next of its keys, under the same lease.
         if row.lease != 0
@@ -344,12 +351,14 @@ fn is_worth(meter: &MeterRecord, place: Place, version: u16, result: TransferRes
     result == TransferResult::Refused || (weak && result == TransferResult::Success)
 }
 
-/// The pairs of the carrier's setup that opened what came back.
-fn heard_of(reported: &Reported, meter: &MeterRecord) -> Heard {
-    let own = reported.opened.iter().filter(|it| it.title == meter.system_title);
+/// The pairs that opened what came back: of the carrier's setup, and the last one of the setup that is rotated.
+fn heard_of(reported: &Reported, meter: &MeterRecord, policy: &Policy) -> Heard {
+    let own = || reported.opened.iter().filter(|it| it.title == meter.system_title);
+    let of = |setup| own().filter(move |it| it.setup == setup).filter_map(|it| it.pair);
     Heard {
         outcome: reported.outcome,
-        opened: own.filter_map(|it| it.pair).collect(),
+        opened: of(policy.carrier.setup).collect(),
+        again: of(policy.setup).next_back(),
         in_vain: reported.in_vain.clone(),
         frame: reported.frame.clone(),
         end: reported.end,

@@ -279,8 +279,10 @@ impl Lifecycle {
     /// A member as its meter's record has it.
     async fn looked_at(&self, mut row: Row, policy: &Policy) -> Looked {
         let meter = self.get_by_title(&row.title).await.map(|view| view.record);
-        if let Ok(meter) = &meter {
-            stand(meter, policy, &mut row);
+        match &meter {
+            Ok(meter) => _ = stand(meter, policy, &mut row),
+            // Somebody had been told to send: nobody can say that it was not.
+            Err(_) => row.sent |= row.doing == Action::Transfer,
         }
         Looked { row, meter }
     }

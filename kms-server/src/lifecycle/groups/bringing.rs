@@ -94,6 +94,13 @@ impl Errand<'_> {
         wanting.map(|member| member.title).collect()
     }
 
+    /// Whether the value was said to be compromised at any member.
+    pub(super) fn is_compromised(&self, view: &GroupView) -> bool {
+        let of = |meter| state_of(meter, self.place(), self.value.fingerprint);
+        let records = view.members.iter().filter_map(|member| member.record.as_ref());
+        records.map(of).any(|state| state == MemberState::Compromised)
+    }
+
     /// A member that has the value.
     fn source(&self, view: &GroupView) -> Option<SystemTitle> {
         view.members.iter().find_map(|member| {
@@ -138,6 +145,10 @@ impl Lifecycle {
             Brought { left: wanting.len().saturating_sub(PER_CALL_MAX), ..Brought::default() };
         if wanting.is_empty() {
             return Ok(brought);
+        }
+        // What somebody said others know is brought to nobody else.
+        if errand.is_compromised(view) {
+            return Ok(Brought { left: wanting.len(), ..Brought::default() });
         }
         let source = errand.source(view).ok_or_else(|| no_value(errand))?;
         let turn = wanting.get(..PER_CALL_MAX.min(wanting.len())).unwrap_or_default();

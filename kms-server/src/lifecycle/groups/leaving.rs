@@ -113,7 +113,10 @@ impl Lifecycle {
             group.members.remove(place);
             // Where nobody can say what it has, it may have it.
             if knows {
-                group.wants_ms = group.wants_ms.max(Some(now_ms));
+                // Later than every value that it may have, whatever clocks say.
+                let values = group.in_flight(KeyKind::Gbek).map(|value| value.since_ms);
+                let newest = values.max().unwrap_or_default();
+                group.wants_ms = group.wants_ms.max(Some(now_ms.max(newest)));
             }
             let id = meter.as_ref().map(|meter| &meter.meter_id);
             let subject = subject_of(id, *title, block);

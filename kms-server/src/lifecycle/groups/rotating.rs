@@ -83,6 +83,12 @@ impl Lifecycle {
         let value = *view.group.rotating(kind).ok_or(LifecycleError::Busy)?;
         let group = view.group.clone();
         let errand = Errand { group: &group, value, allow_unreplicated };
+        if errand.is_compromised(&view) {
+            return Err(group_state(format!(
+                "the {kind} that group {name} is being brought to is compromised: end its rotation, leaving out the members \
+                 that have it (`ami-tool group finish`), and rotate again"
+            )));
+        }
         let mut brought = self.bring(call, &errand, &view).await?;
         brought.staged.extend(first);
         let proved = self.prove_at(&brought.staged).await;
@@ -210,7 +216,7 @@ impl Lifecycle {
         let same = self.plan_for(call, errand, &meter)? == planned;
         if !same
             || change.secret_version() != secret_version
-            || group.rotating(kind).is_some()
+            || [KeyKind::Gbek, KeyKind::Gak].into_iter().any(|it| group.rotating(it).is_some())
             || !group.has(&title)
         {
             return Err(LifecycleError::Busy);

@@ -56,12 +56,15 @@ struct Waiting {
 impl Waiting {
     /// Whether it is news, and there was room.
     fn put(&mut self, one: One, apdu: &[u8]) -> bool {
-        if self.all.len() >= WAITING_MAX || self.all.contains_key(&one) {
-            return false;
-        }
         let fits = apdu.len() <= MetersMessage::LEN_MAX
             && self.bytes.saturating_add(apdu.len()) <= WAITING_BYTES_MAX;
         let apdu = if fits { apdu } else { &[] };
+        match self.all.get(&one) {
+            // A later message may be handed on where the first one could not.
+            Some(known) if known.is_empty() && !apdu.is_empty() => {}
+            None if self.all.len() < WAITING_MAX => {}
+            _ => return false,
+        }
         self.bytes += apdu.len();
         self.all.insert(one, apdu.into());
         true

@@ -95,6 +95,8 @@ impl Lifecycle {
                 return Err(not_proved(&why));
             }
         }
+        // Given back or run out meanwhile, it is somebody else's.
+        self.check_lease(&stepped.meter.system_title, sending.lease).await?;
         // Decided on the record as it is now.
         let (outgoing, _) = self::outgoing(&stepped.meter, sending)?;
         Ok(outgoing)

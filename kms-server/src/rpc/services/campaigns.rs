@@ -292,7 +292,9 @@ fn frame(outcome: &Outcome, plain: &[u8]) -> Option<OpenedFrame> {
     let pair = Pair { encryption, authentication: Some(authentication) };
     Some(OpenedFrame {
         title,
-        pair: (encryption > 0 && authentication > 0).then_some(pair),
+        setup: outcome.setup,
+        // One that was opened before says nothing of now.
+        pair: (!outcome.duplicate && encryption > 0 && authentication > 0).then_some(pair),
         shown: outcome.shown,
         plaintext: plain.to_vec(),
     })
