@@ -81,6 +81,12 @@ struct Were {
     rows: Vec<Row>,
 }
 
+/// Rows on their way out.
+struct Out {
+    rows: Vec<Row>,
+    were: Were,
+}
+
 impl Were {
     fn stand_in(&self, held: &Held) -> bool {
         let as_it_was = |row: &Row| held.driven.row(&row.title) == Some(row);
@@ -179,7 +185,7 @@ impl Lifecycle {
         };
         let titles: Vec<SystemTitle> = rows.iter().map(|row| row.title).collect();
         let under = Under { policy: &campaign.policy, name: &campaign.name };
-        let outcome = self.give_out(call, (shared, worker), (rows, &were, under)).await;
+        let outcome = self.give_out(call, (shared, worker), (Out { rows, were }, under)).await;
         let mut held = shared.lock().await;
         titles.iter().for_each(|title| _ = held.busy.remove(title));
         let mut taken = outcome?;
@@ -194,8 +200,9 @@ impl Lifecycle {
         &self,
         call: &AuditedCall,
         (shared, worker): (&Shared, &str),
-        (rows, were, under): (Vec<Row>, &Were, Under<'_>),
+        (out, under): (Out, Under<'_>),
     ) -> Result<Taken, LifecycleError> {
+        let Out { rows, were } = out;
         if rows.is_empty() {
             // What paced it may have moved on; and whoever asks finds out that it is over.
             self.judge_campaign(shared).await?;
